@@ -1,0 +1,324 @@
+"""Run the tests in named parts, beside one another where that is quicker, and count what passed and what failed.
+
+Usage: python -m tools.run_tests [PART ...]
+
+Parts are discovered: one whose files are not there is left out, unless it is named. The Docker parts run one after the
+other with their output live; the others run beside them, and each one's output is shown whole when it has ended. The
+last line is `N passed, N failed`; the status is 1 when anything failed. Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tools import engine, environment, host_tools
+from tools.console import ROOT, VENV, ProblemError, say, state_dir
+
+BIN = VENV / "bin"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command of a part; `junit` says that it is a pytest run, whose tests are counted one by one."""
+
+    name: str
+    command: tuple[str, ...]
+    junit: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """A named part: its checks, whether it needs Docker, and how many seconds the whole of it may take."""
+
+    name: str
+    checks: tuple[Check, ...]
+    docker: bool
+    limit: int
+
+
+@dataclass
+class Outcome:
+    """What a part came to."""
+
+    part: str
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    failures: list[str] = field(default_factory=list)
+
+    def count(self, name: str, good: bool) -> None:
+        """Count one check that is not counted test by test."""
+        if good:
+            self.passed += 1
+        else:
+            self.failed += 1
+            self.failures.append(name)
+
+
+def tracked(*patterns: str) -> list[str]:
+    """Return the files of the checkout, committed or new, that match git's patterns."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *patterns]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return sorted({name for name in listed.stdout.splitlines() if (ROOT / name).is_file()})
+
+
+def shell_scripts() -> list[str]:
+    """Return the shell scripts of the checkout, by their name or their first line."""
+    found = []
+    for name in tracked():
+        with (ROOT / name).open("rb") as file:
+            first = file.readline(80)
+        if name.endswith((".sh", ".bash")) or (
+            first.startswith(b"#!") and first.split()[-1].endswith((b"sh", b"bash"))
+        ):
+            found.append(name)
+    return found
+
+
+def tool(name: str, *arguments: str) -> tuple[str, ...]:
+    """Return the command for a program of the environment."""
+    return (str(BIN / name), *arguments)
+
+
+def python(*arguments: str) -> tuple[str, ...]:
+    """Return the command for the environment's Python."""
+    return tool("python", *arguments)
+
+
+def lint_checks() -> Iterator[Check]:
+    """Yield the static checks for which there is something to check."""
+    yield Check("ruff check", tool("ruff", "check"))
+    yield Check("ruff format", tool("ruff", "format", "--check"))
+    yield Check("mypy", tool("mypy"))
+    yield Check("yamllint", tool("yamllint", "--strict", "."))
+    # --offline: what it needs is in requirements.txt already.
+    yield Check("ansible-lint", tool("ansible-lint", "--offline"))
+    if scripts := shell_scripts():
+        yield Check("shellcheck", tool("shellcheck", *scripts))
+    if (ROOT / "tools/role_docs.py").exists():
+        yield Check("role documentation", python("-m", "tools.role_docs", "--check"))
+    if tracked("plugins/modules/*.py"):
+        yield Check("antsibull-docs", tool("antsibull-docs", "lint-collection-docs", "--plugin-docs", "."))
+
+
+def pytest_checks(name: str) -> Iterator[Check]:
+    """Yield the pytest run of tests/<name>, if there are tests in it."""
+    if tracked(f"tests/{name}/**test_*.py"):
+        yield Check(f"pytest tests/{name}", python("-m", "pytest", f"tests/{name}"), junit=True)
+
+
+def sanity_checks() -> Iterator[Check]:
+    """Yield ansible-test sanity."""
+    if (ROOT / "tools/sanity.py").exists():
+        yield Check("ansible-test sanity", python("-m", "tools.sanity"))
+
+
+def molecule_checks() -> Iterator[Check]:
+    """Yield each Molecule scenario."""
+    for path in sorted(ROOT.glob("molecule/*/molecule.yml")):
+        yield Check(f"molecule {path.parent.name}", tool("molecule", "test", "-s", path.parent.name))
+
+
+def all_parts() -> list[Part]:
+    """Return every part, also one that has nothing to run yet; the limits are several times what was measured."""
+    return [
+        Part("lint", tuple(lint_checks()), docker=False, limit=15 * 60),
+        Part("unit", tuple(pytest_checks("unit")), docker=False, limit=15 * 60),
+        Part("sanity", tuple(sanity_checks()), docker=False, limit=20 * 60),
+        Part("integration", tuple(pytest_checks("integration")), docker=True, limit=20 * 60),
+        Part("e2e", tuple(pytest_checks("e2e")), docker=True, limit=40 * 60),
+        Part("molecule", tuple(molecule_checks()), docker=True, limit=25 * 60),
+    ]
+
+
+def choose(names: Sequence[str]) -> list[Part]:
+    """Return the parts to run: those named, else all that have something to run.
+
+    Raises: ProblemError for a part that is unknown or has nothing to run.
+    """
+    parts = {part.name: part for part in all_parts()}
+    if unknown := [name for name in names if name not in parts]:
+        raise ProblemError(f"There is no part {', '.join(unknown)}: the parts are {', '.join(parts)}.")
+    if empty := [name for name in names if not parts[name].checks]:
+        raise ProblemError(f"The part {', '.join(empty)} has nothing to run: its files are not there.")
+    return [part for part in parts.values() if part.checks and (not names or part.name in names)]
+
+
+def junit_counts(path: Path) -> tuple[int, int, int]:
+    """Return passed, failed and skipped of a pytest run from its report."""
+    totals = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+    for suite in ElementTree.parse(path).getroot().iter("testsuite"):
+        for key in totals:
+            totals[key] += int(suite.get(key, "0"))
+    failed = totals["failures"] + totals["errors"]
+    return totals["tests"] - failed - totals["skipped"], failed, totals["skipped"]
+
+
+class Runner:
+    """Runs parts in lanes, and keeps their outputs apart."""
+
+    def __init__(self, env: dict[str, str], logs: Path) -> None:
+        self.env = env
+        self.logs = logs
+        self.screen = threading.Lock()
+        self.running: set[subprocess.Popen[bytes]] = set()
+
+    def run(self, part: Part, live: bool) -> Outcome:
+        """Run one part, its output live or shown whole at its end."""
+        log = self.logs / f"{part.name}.log"
+        outcome = Outcome(part.name)
+        start = time.monotonic()
+        with self.screen if live else contextlib.nullcontext(), log.open("wb") as output:
+            for check in part.checks:
+                self.run_check(check, outcome, output.fileno(), live, start + part.limit)
+            outcome.seconds = time.monotonic() - start
+        if not live:
+            with self.screen:
+                print(log.read_bytes().decode(errors="replace"), end="", flush=True)
+        say(f"=== {part.name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.1f} s\n")
+        return outcome
+
+    def run_check(self, check: Check, outcome: Outcome, log: int, live: bool, deadline: float) -> None:
+        """Run one command and count what it came to."""
+
+        def emit(data: bytes) -> None:
+            os.write(log, data)
+            if live:
+                sys.stdout.buffer.write(data)
+                sys.stdout.buffer.flush()
+
+        emit(f"=== {outcome.part}: {check.name}\n".encode())
+        start = time.monotonic()
+        command = list(check.command)
+        junit = self.logs / f"{outcome.part}.xml"
+        if check.junit:
+            junit.unlink(missing_ok=True)
+            command.append(f"--junit-xml={junit}")
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self.running.add(process)
+        late = threading.Timer(max(0.0, deadline - start), stop, [process])
+        late.start()
+        assert process.stdout is not None
+        while data := os.read(process.stdout.fileno(), 65536):
+            emit(data)
+        status = process.wait()
+        in_time = late.is_alive()
+        late.cancel()
+        self.running.discard(process)
+        # What a test started and did not end must not live on into the next one.
+        stop(process)
+        if not in_time:
+            emit(f"\n{check.name} was stopped: the part took longer than it may\n".encode())
+        counted = 0
+        if check.junit and junit.exists():
+            passed, failed, skipped = junit_counts(junit)
+            outcome.passed += passed
+            outcome.failed += failed
+            outcome.skipped += skipped
+            counted = failed
+            if failed:
+                outcome.failures.append(f"{check.name} ({failed})")
+        if not check.junit or (status != 0 and counted == 0):
+            # A pytest run that broke down outside its tests is one failure, whatever it had counted.
+            outcome.count(check.name, status == 0)
+        emit(f"    {check.name}: {'ok' if status == 0 else f'FAILED (exit status {status})'}, ".encode())
+        emit(f"{time.monotonic() - start:.1f} s\n".encode())
+
+    def stop_all(self) -> None:
+        """Stop whatever still runs."""
+        for process in list(self.running):
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Kill a check with all that it started."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_parts(parts: Sequence[Part], runner: Runner) -> list[Outcome]:
+    """Run the Docker parts one after the other, the others beside them; return the outcomes in the parts' order."""
+    docker = [part for part in parts if part.docker]
+    plain = [part for part in parts if not part.docker]
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+
+        def lane(members: Sequence[Part], live: bool) -> list[Outcome]:
+            return [runner.run(part, live) for part in members]
+
+        lanes = [pool.submit(lane, docker, True), pool.submit(lane, plain, not docker)]
+        try:
+            outcomes = {outcome.part: outcome for future in lanes for outcome in future.result()}
+        except KeyboardInterrupt:
+            runner.stop_all()
+            raise
+    return [outcomes[part.name] for part in parts]
+
+
+def prepare(parts: Sequence[Part]) -> dict[str, str]:
+    """Set up what the parts need and return their environment.
+
+    Raises: ProblemError when something is missing that cannot be mended from here.
+    """
+    environment.ensure()
+    env = environment.child_env()
+    if any(part.docker for part in parts):
+        host_tools.ensure()
+        env["DOCKER_HOST"] = engine.ensure().host
+    return env
+
+
+def main() -> None:
+    """Run the chosen parts; end with the table, the line of counts and the status."""
+    parser = argparse.ArgumentParser(description="Run the tests in named parts.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help="lint, unit, sanity, integration, e2e, molecule")
+    start = time.monotonic()
+    try:
+        parts = choose(parser.parse_args().parts)
+        env = prepare(parts)
+    except ProblemError as problem:
+        print(f"\nError: {problem}\n0 passed, 1 failed", flush=True)
+        raise SystemExit(1) from problem
+    set_up = time.monotonic() - start
+    logs = state_dir() / "tests"
+    logs.mkdir(exist_ok=True)
+    try:
+        outcomes = run_parts(parts, Runner(env, logs))
+    except KeyboardInterrupt:
+        raise SystemExit("\nInterrupted.") from None
+    print(f"\n{'part':<12} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+    print(f"{'set-up':<12} {'':>7} {'':>7} {'':>8} {set_up:>8.1f}")
+    for outcome in outcomes:
+        failures = f"   {'; '.join(outcome.failures)}" if outcome.failures else ""
+        print(
+            f"{outcome.part:<12} {outcome.passed:>7} {outcome.failed:>7} {outcome.skipped:>8} "
+            f"{outcome.seconds:>8.1f}{failures}"
+        )
+    print(f"{'in all':<12} {'':>7} {'':>7} {'':>8} {time.monotonic() - start:>8.1f}")
+    failed = sum(outcome.failed for outcome in outcomes)
+    print(f"{sum(outcome.passed for outcome in outcomes)} passed, {failed} failed", flush=True)
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
