@@ -1,0 +1,91 @@
+"""The container engine: connecting to it, handing over files, and removing what a state directory left behind."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import time
+from dataclasses import dataclass
+
+import docker
+import docker.errors
+import requests
+from docker import DockerClient
+from docker.models.containers import Container
+
+from local_aws.errors import LocalAwsError
+from local_aws.state import StateDir
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to put into a container: absolute path, content, mode, owner and group by number."""
+
+    path: str
+    content: bytes
+    mode: int = 0o644
+    uid: int = 0
+    gid: int = 0
+    is_directory: bool = False
+
+
+def connect() -> DockerClient:
+    """A client of the engine that DOCKER_HOST or the default socket names.
+
+    Raises LocalAwsError: no engine answers, or its socket may not be used.
+    """
+    try:
+        client = docker.from_env(timeout=120)
+        client.ping()
+    except (docker.errors.DockerException, requests.RequestException) as error:
+        raise LocalAwsError(
+            f"No container engine answers ({error}): start Docker, or point DOCKER_HOST at an engine that you may use."
+        ) from error
+    return client
+
+
+def archive(files: list[File]) -> bytes:
+    """A tar archive of the files, for `put_archive("/", …)` and build contexts."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for file in files:
+            entry = tarfile.TarInfo(file.path.lstrip("/"))
+            entry.type = tarfile.DIRTYPE if file.is_directory else tarfile.REGTYPE
+            entry.size, entry.mode, entry.mtime = len(file.content), file.mode, int(time.time())
+            entry.uid, entry.gid = file.uid, file.gid
+            tar.addfile(entry, io.BytesIO(file.content))
+    return buffer.getvalue()
+
+
+def put_files(container: Container, files: list[File]) -> None:
+    """Copy files into a container, running or not; directories of the paths must exist or be listed."""
+    container.put_archive("/", archive(files))
+
+
+def remove_container(container: Container) -> None:
+    """Remove a container with its anonymous volumes; one that is gone or going is fine."""
+    try:
+        container.remove(force=True, v=True)
+    except docker.errors.NotFound:
+        return
+    except docker.errors.APIError as error:
+        if error.status_code != 409 or "removal" not in str(error):
+            raise
+
+
+def remove_leftovers(client: DockerClient, state: StateDir) -> int:
+    """Remove every container and network of this state directory and of no other; returns how many."""
+    filters = {"label": [f"{key}={value}" for key, value in state.labels.items()]}
+    containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
+    for container in containers:
+        remove_container(container)
+    networks = client.networks.list(filters=filters)
+    for network in networks:
+        try:
+            network.reload()
+            for attached in network.containers:
+                network.disconnect(attached, force=True)
+            network.remove()
+        except docker.errors.NotFound:
+            continue
+    return len(containers) + len(networks)
