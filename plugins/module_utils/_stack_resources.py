@@ -121,12 +121,12 @@ class Stack:
             return True
         if not part.startswith(f"{self.base}-"):
             return False
-        rest = part[len(self.base) + 1 :]
-        # The unambiguous endings go first: an account id, a region, a time or the hash that AWS appends to a secret.
-        rest = re.sub(r"(?:^|-)\d{8}(?:[-t]?\d{4,6}z?)?$", "", rest, flags=re.IGNORECASE)
-        rest = re.sub(r"(?:^|-)[a-z]{2}(?:-[a-z]+)+-\d$", "", rest)
-        rest = re.sub(r"(?:^|-)\d{12}$", "", rest)
-        return all(word in WORDS or re.fullmatch(r"postgres\d+", word) for word in rest.split("-")) if rest else True
+        rest = part[len(self.base) :]
+        # The unambiguous endings go first: a time, a region, an account id.
+        rest = re.sub(r"-\d{8}(?:[-t]?\d{4,6}z?)?$", "", rest, flags=re.IGNORECASE)
+        rest = re.sub(r"-[a-z]{2}(?:-[a-z]+)+-\d$", "", rest)
+        rest = re.sub(r"-\d{12}$", "", rest)
+        return all(word in WORDS or re.fullmatch(r"postgres\d+", word) for word in rest.split("-")[1:])
 
 
 @dataclass(frozen=True)
@@ -338,7 +338,7 @@ def _role_tags(api: Api, role: Candidate) -> dict[str, str]:
 
 
 def _instance_profile_tags(api: Api, profile: Candidate) -> dict[str, str]:
-    return _tags(api.items("list_instance_profile_tags", "Tags", InstanceProfileName=profile.id))
+    return _tags(api.all("get_instance_profile", InstanceProfileName=profile.id)["InstanceProfile"].get("Tags"))
 
 
 def _policy_tags(api: Api, policy: Candidate) -> dict[str, str]:
@@ -389,6 +389,7 @@ def _db_automated_backups(api: Api) -> Iterator[Candidate]:
                 "db_automated_backup",
                 "DBInstanceIdentifier",
                 "DBInstanceAutomatedBackupsArn",
+                part_of=(item["DBInstanceArn"],) if item.get("DBInstanceArn") else (),
                 state=item.get("Status", ""),
             ),
             id=item.get("DbiResourceId") or item["DBInstanceIdentifier"],
@@ -585,7 +586,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         "iam",
         "instance_profile",
-        ("iam:ListInstanceProfiles", "iam:ListInstanceProfileTags"),
+        ("iam:GetInstanceProfile", "iam:ListInstanceProfiles"),
         _iam("instance_profile", "list_instance_profiles", "InstanceProfiles", "InstanceProfile"),
         _instance_profile_tags,
         arn_types=("instance-profile/",),

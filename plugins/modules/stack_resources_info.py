@@ -88,7 +88,7 @@ notes:
     C(ec2:DescribeRouteTables), C(ec2:DescribeSecurityGroups), C(ec2:DescribeSnapshots), C(ec2:DescribeSubnets),
     C(ec2:DescribeVolumes), C(ec2:DescribeVpcEndpoints), C(ec2:DescribeVpcs),
     C(s3:GetBucketTagging), C(s3:ListAllMyBuckets),
-    C(iam:ListInstanceProfileTags), C(iam:ListInstanceProfiles), C(iam:ListPolicies), C(iam:ListPolicyTags),
+    C(iam:GetInstanceProfile), C(iam:ListInstanceProfiles), C(iam:ListPolicies), C(iam:ListPolicyTags),
     C(iam:ListRoleTags), C(iam:ListRoles),
     C(rds:DescribeDBInstanceAutomatedBackups), C(rds:DescribeDBInstances), C(rds:DescribeDBParameterGroups),
     C(rds:DescribeDBSnapshots), C(rds:DescribeDBSubnetGroups), C(rds:ListTagsForResource),
