@@ -67,7 +67,8 @@ class Candidate:
     """One thing that exists in the account, as its own service describes it.
 
     @tags is None where the listing does not say; @names are all the names by which it can be recognised, @name the
-    one to show; @part_of the ids of what it lies in or hangs on; @kept_by why AWS keeps it although it is deleted.
+    one to show; @part_of the ids of what it lies in or hangs on; @kept_by why AWS keeps it although it is deleted;
+    @doubtful that it stands where the stack would put its own, without any evidence of whose it is.
     """
 
     service: str
@@ -80,6 +81,7 @@ class Candidate:
     part_of: tuple[str, ...] = ()
     state: str = ""
     kept_by: str = ""
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,13 @@ class Unchecked:
 class Stack:
     """The names of one stack.
 
-    @also are further exact names that belong to it, such as a bucket with a name of its own.
+    @also are further exact names that belong to it, such as a bucket with a name of its own; @records the DNS names that
+    it means to use, in small letters without the last dot.
     """
 
     name: str
     also: frozenset[str] = frozenset()
+    records: frozenset[str] = frozenset()
 
     @property
     def base(self) -> str:
@@ -473,10 +477,13 @@ def _records(api: Api) -> Iterator[Candidate]:
                 owner = owners.get(name.split(".", 1)[-1] if name.startswith("_") else name)
             else:
                 owner = None
+            parts = (_zone_id(zone), name, item["Type"], item.get("SetIdentifier"))
+            id_ = "/".join(part for part in parts if part)
             if owner:
-                parts = (_zone_id(zone), name, item["Type"], item.get("SetIdentifier"))
-                id_ = "/".join(part for part in parts if part)
                 yield Candidate("route53", "record", id_, name, tags={STACK_TAG: owner})
+            elif name in api.stack.records and item["Type"] in ("A", "AAAA", "CNAME", "TXT"):
+                # The role aws_dns does not touch it either: somebody else may have been there before.
+                yield Candidate("route53", "record", id_, name, tags={}, doubtful=True)
 
 
 def _log_groups(api: Api) -> Iterator[Candidate]:
@@ -731,12 +738,15 @@ def _gone(error: Exception) -> bool:
     return "NotFound" in code or code.startswith("NoSuch") or code == "InvalidResourceId"
 
 
+def _names(candidate: Candidate) -> tuple[str, ...]:
+    return (candidate.name, *candidate.names)
+
+
 def _collect(kind: Kind, api: Api) -> list[Candidate]:
     candidates = []
     for candidate in kind.list(api):
         found = candidate
-        names = (found.name, *found.names)
-        if kind.tags and found.tags is None and (kind.all_tags or any(map(api.stack.begins, names))):
+        if kind.tags and found.tags is None and (kind.all_tags or any(map(api.stack.begins, _names(found)))):
             try:
                 found = replace(found, tags=kind.tags(api, found))
             except ClientError as error:
@@ -813,13 +823,12 @@ def own(
     open_: list[Candidate] = []
     for candidate in everything:
         tag = (candidate.tags or {}).get(STACK_TAG)
-        names = (candidate.name, *candidate.names)
         if tag is not None:
             if tag == stack.name:
                 owned.append(Owned(candidate, "tag"))
         elif candidate.tags is None and candidate.arn in arns:
             owned.append(Owned(candidate, "tag"))
-        elif by_name[(candidate.service, candidate.type)] and any(map(stack.certain, names)):
+        elif by_name[(candidate.service, candidate.type)] and any(map(stack.certain, _names(candidate))):
             owned.append(Owned(candidate, "name"))
         else:
             open_.append(candidate)
@@ -842,9 +851,12 @@ def own(
     ambiguous = [
         candidate
         for candidate in open_
-        if by_name[(candidate.service, candidate.type)]
-        and any(stack.begins(name) for name in (candidate.name, *candidate.names))
-        and not any(other.begins(name) for other in explained for name in (candidate.name, *candidate.names))
+        if candidate.doubtful
+        or (
+            by_name[(candidate.service, candidate.type)]
+            and any(map(stack.begins, _names(candidate)))
+            and not any(other.begins(name) for other in explained for name in _names(candidate))
+        )
     ]
     return owned, ambiguous
 

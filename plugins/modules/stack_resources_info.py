@@ -40,6 +40,13 @@ options:
     type: list
     elements: str
     default: []
+  record_names:
+    description:
+      - Public DNS names that the stack means to use. Their records are returned in RV(ambiguous) if no TXT record says
+        whose they are. Those of the stack itself are found without this option.
+    type: list
+    elements: str
+    default: []
   keep:
     description:
       - Types of resources that are meant to stay, as RV(resources[].type) gives them. They are returned in RV(kept)
@@ -204,7 +211,9 @@ kept:
   type: list
   elements: dict
 ambiguous:
-  description: What begins like one of the stack's names, has no tag and may belong to another stack. A person must judge.
+  description:
+    - What begins like one of the stack's names, has no tag and may belong to another stack, and records at
+      O(record_names) that nobody claims. A person must judge.
   returned: always
   type: list
   elements: dict
@@ -359,6 +368,7 @@ def main() -> None:
         argument_spec={
             "stack": {"type": "str", "required": True},
             "names": {"type": "list", "elements": "str", "default": []},
+            "record_names": {"type": "list", "elements": "str", "default": []},
             "keep": {"type": "list", "elements": "str", "default": []},
             "services": {"type": "list", "elements": "str", "choices": list(SERVICES)},
             "fail_on_unchecked": {"type": "bool", "default": True},
@@ -376,7 +386,11 @@ def main() -> None:
             msg=f"Failed to sweep the stack {name}: keep names {', '.join(unknown)}, which is no type of resource. "
             f"The types are {', '.join(sorted(kind.type for kind in KINDS))}."
         )
-    stack = Stack(name, also=frozenset(entry for entry in module.params["names"] if entry))
+    stack = Stack(
+        name,
+        also=frozenset(entry for entry in module.params["names"] if entry),
+        records=frozenset(entry.rstrip(".").lower() for entry in module.params["record_names"] if entry),
+    )
     if not module.region:
         module.fail_json(
             msg=f"Failed to sweep the stack {name}: no region is given. "
