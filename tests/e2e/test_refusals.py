@@ -1,0 +1,90 @@
+"""Inputs that cannot work are refused before anything is created, with the variable, the value, what is allowed and the file."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from stack import Account, Control
+
+UNREACHABLE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
+
+
+@pytest.fixture(scope="module")
+def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Control:
+    return Control(tmp_path_factory.mktemp("refused"), account, mlflow_stack="refused", mlflow_vpc_cidr="10.45.0.0/16")
+
+
+def provision(control: Control, inputs: dict[str, Any], **environment: str) -> str:
+    run = control.playbook("playbooks/provision.yml", "-e", json.dumps(inputs), environment=control.environment(**environment))
+    return run.refused().text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("mlflow_stack", "My_Stack", "2 to 20 lower-case letters"),
+        ("mlflow_stack", "a-name-that-is-too-long", "2 to 20 lower-case letters"),
+        ("mlflow_region", "europe", "the name of an AWS region"),
+        ("mlflow_topology", "cluster", "one of: host"),
+        ("mlflow_vpc_cidr", "10.42.0.0/30", "/16 to /24"),
+        ("mlflow_vpc_cidr", "10.42.1.0/16", "without host bits"),
+        ("mlflow_vpc_cidr", "300.1.0.0/16", "a private IPv4 network"),
+        ("mlflow_admin_cidrs", ["0.0.0.0/0"], "never 0.0.0.0/0"),
+        ("mlflow_admin_cidrs", ["10.0.0.1"], "a list of IPv4 networks"),
+        ("mlflow_client_cidrs", [], "a list of IPv4 networks"),
+        ("mlflow_client_cidrs", ["10.0.0.0/33"], "a list of IPv4 networks"),
+        ("mlflow_domain", "-bad-.com", "the name of a public hosted zone"),
+        ("mlflow_instance_type", "large", "an EC2 instance type"),
+        ("mlflow_database_class", "t4g.micro", "an RDS instance class"),
+        ("mlflow_database_engine_version", "latest", "a PostgreSQL version"),
+    ],
+)
+def test_a_bad_form_is_refused_before_the_first_call(control: Control, variable: str, value: Any, allowed: str) -> None:
+    """AWS cannot be reached at all in this test, so the answer cannot come from there."""
+    text = provision(control, {variable: value}, **UNREACHABLE)
+    assert f"- {variable} is {json.dumps(value)}; allowed:" in text
+    assert allowed in text
+    assert "Nothing was changed. Set them in" in text
+    assert "inventories/local/group_vars/all.yml" in text
+
+
+def test_all_bad_inputs_are_named_at_once(control: Control) -> None:
+    text = provision(control, {"mlflow_topology": "moon", "mlflow_admin_cidrs": ["0.0.0.0/0"]}, **UNREACHABLE)
+    assert "2 input(s) of the stack cannot be used" in text
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("mlflow_region", "eu-central-9", "eu-west-1"),
+        ("mlflow_instance_type", "t9.nano", "an EC2 instance type that eu-central-1 offers"),
+        ("mlflow_zones", ["eu-central-1a", "eu-central-1x"], "zones of eu-central-1 that offer t3.small: eu-central-1a"),
+        ("mlflow_database_engine_version", "17.99", "a PostgreSQL version that RDS offers in eu-central-1: "),
+        ("mlflow_database_class", "db.t99.micro", "an RDS instance class that eu-central-1 offers for PostgreSQL 17."),
+        ("mlflow_domain", "nobody.example.org", "a domain whose public hosted zone is in the account"),
+    ],
+)
+def test_what_aws_does_not_offer_is_refused_before_the_first_change(control: Control, account: Account, variable: str, value: Any, allowed: str) -> None:
+    text = provision(control, {variable: value})
+    assert f"- {variable} is {json.dumps(value)}; allowed: {allowed}" in text or (f"- {variable} is {json.dumps(value)}" in text and allowed in text)
+    assert "Nothing was changed." in text
+    assert [vpc for vpc in account.client("ec2").describe_vpcs(Filters=[{"Name": "tag:mlflow:stack", "Values": ["refused"]}])["Vpcs"]] == []
+
+
+def test_missing_credentials_are_explained(control: Control) -> None:
+    environment = control.environment()
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        del environment[name]
+    text = control.playbook("playbooks/provision.yml", environment=environment).refused().text
+    assert "No AWS credentials were found." in text
+    assert "aws configure" in text
+    assert "Nothing was changed." in text
+
+
+def test_a_data_word_other_than_keep_or_delete_is_refused(control: Control) -> None:
+    words = ("-e", "mlflow_teardown_confirm=refused", "-e", "mlflow_teardown_data=yes")
+    text = control.playbook("teardown.yml", *words, environment=control.environment(**UNREACHABLE)).refused().text
+    assert 'mlflow_teardown_data is "yes"; allowed: keep' in text
+    assert "Nothing was removed." in text
