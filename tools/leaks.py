@@ -78,7 +78,7 @@ _FORMS: dict[str, Callable[[str], str]] = {
     "Python literal in single quotes": lambda s: repr(s + '"')[1:-2],
     "shell-quoted": lambda s: shlex.quote(s).removeprefix("'").removesuffix("'"),
     "shell-quoted by the shell": lambda s: s.replace("'", "'\\''"),
-    # As printf %q writes it: a tilde behind = or : too. A first # gets a backslash, and what is looked for is behind it.
+    # As printf %q writes it, a tilde behind = or : included; a first # gets a backslash, which stands before the find.
     "shell-escaped": lambda s: re.sub(r"(?<=[=:])~", r"\\~", _backslashed(s, " \t\n!\"$&'()*,;<>?[\\]^`{|}")),
     "shell-escaped in C's way": _c_escaped,
     "in double quotes": lambda s: _backslashed(s, '"\\$`'),

@@ -301,7 +301,8 @@ class Connections:
         if given:
             config = config.merge(given if isinstance(given, Config) else Config(**given))
         self._config = config
-        self._session = boto3.session.Session(profile_name=self._arguments.pop("profile_name", None))
+        # Any: boto3's stubs know the clients of installed stubs only.
+        self._session: Any = boto3.session.Session(profile_name=self._arguments.pop("profile_name", None))
 
     def __call__(self, service: str) -> Any:
         return self._session.client(

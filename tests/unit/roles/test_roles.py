@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import role_rules
 
+from tools import role_docs
+
 ROOT = Path(__file__).resolve().parents[3]
 ROLES = sorted(path for path in (ROOT / "roles").iterdir() if path.is_dir())
 
@@ -95,7 +97,7 @@ def role(tmp_path: Path) -> Path:
         path = role / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    (role / "README.md").write_text(role_rules.role_docs.filled(role))
+    (role / "README.md").write_text(role_docs.filled(role))
     return role
 
 

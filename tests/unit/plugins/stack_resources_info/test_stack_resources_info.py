@@ -6,13 +6,14 @@ import io
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import botocore.client
+import botocore.loaders
 import pytest
 import stack_account as make
 import yaml
@@ -24,6 +25,7 @@ from botocore.exceptions import ClientError
 ROOT = Path(__file__).resolve().parents[4]
 KINDS = {kind.type: kind for kind in engine.KINDS}
 NAMED = sorted(type_ for type_, kind in KINDS.items() if kind.by_name and type_ != "record")
+CLIENT: Any = botocore.client.BaseClient
 Ask = Callable[..., dict[str, Any]]
 
 
@@ -41,10 +43,20 @@ def run(stack: str = "demo", **options: Any) -> dict[str, Any]:
     return answer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_loader() -> Iterator[None]:
+    """New sessions share what botocore has parsed; else parsing EC2's model alone takes most of the time."""
+    loader = botocore.loaders.create_loader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.loaders, "create_loader", lambda *_: loader)
+        yield
+
+
 @pytest.fixture
-def ask(account: str) -> Ask:
-    assert account == make.REGION
-    return run
+def ask() -> Iterator[Ask]:
+    """The module, in an account of its own."""
+    with make.empty_account():
+        yield run
 
 
 def ids(answer: dict[str, Any], type_: str, key: str = "resources") -> set[str]:
@@ -339,7 +351,7 @@ class Fault:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, operation: str, code: str, times: int | None = None) -> None:
         self.calls = 0
-        lock, original = threading.Lock(), botocore.client.BaseClient._make_api_call
+        lock, original = threading.Lock(), CLIENT._make_api_call
 
         def call(client: Any, name: str, arguments: Any) -> Any:
             if name == operation:
@@ -349,7 +361,7 @@ class Fault:
                     raise ClientError({"Error": {"Code": code, "Message": f"fault for {operation}"}}, operation)
             return original(client, name, arguments)
 
-        monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+        monkeypatch.setattr(CLIENT, "_make_api_call", call)
 
 
 def test_a_service_that_cannot_be_asked_fails_the_sweep(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -459,7 +471,7 @@ def test_the_documented_services_are_those_of_the_table() -> None:
 def test_the_permissions_are_those_that_the_calls_take(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call that a sweep makes must be in the table, or a user grants too little."""
     calls: set[str] = set()
-    original = botocore.client.BaseClient._make_api_call
+    original = CLIENT._make_api_call
 
     def call(client: Any, name: str, arguments: Any) -> Any:
         prefix = {"elbv2": "elasticloadbalancing", "resourcegroupstaggingapi": "tag"}
@@ -469,7 +481,7 @@ def test_the_permissions_are_those_that_the_calls_take(ask: Ask, monkeypatch: py
 
     for type_ in make.MAKERS:
         make.MAKERS[type_]("mlflow-demo", tag("demo"))
-    monkeypatch.setattr(botocore.client.BaseClient, "_make_api_call", call)
+    monkeypatch.setattr(CLIENT, "_make_api_call", call)
     assert "failed" not in ask()
     needed = {action for kind in engine.KINDS for action in kind.actions} | set(engine.INDEX_ACTIONS)
     # IAM names this one permission otherwise than the call.
