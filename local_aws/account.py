@@ -42,7 +42,8 @@ class UbuntuImage:
 
     @property
     def name(self) -> str:
-        return f"ubuntu/images/{self.storage}/ubuntu-{self.code_name}-{self.release}-{self.architecture}-server-{self.date}"
+        system = f"ubuntu-{self.code_name}-{self.release}-{self.architecture}-server-{self.date}"
+        return f"ubuntu/images/{self.storage}/{system}"
 
     def image_id(self, region: str) -> str:
         return "ami-" + hashlib.sha256(f"{region}/{self.name}".encode()).hexdigest()[:17]
@@ -94,7 +95,7 @@ def furnish(patch: Patcher) -> None:
         load_parameters(self, key)
         if not str(key or "").startswith("/aws/service/canonical/") or getattr(self, "canonical_loaded", False):
             return
-        self.canonical_loaded = True  # type: ignore[attr-defined]
+        self.canonical_loaded = True
         for image in ubuntu_images():  # oldest first: the newest becomes the current version
             # Parameter keeps its name; defaultdict's own access, since this class's would come back here
             versions = dict.setdefault(self, image.parameter, [])

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import ssl
@@ -25,6 +26,7 @@ from local_aws.state import DEFAULT_REGION, DEFAULT_STATE_DIR, INTERNAL_NAME, Se
 
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
+FREE_PORTS = range(20000, 32000)
 
 
 def say(text: str) -> None:
@@ -34,21 +36,28 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     main_parser = argparse.ArgumentParser(prog="python -m local_aws", description=__doc__)
     main_parser.add_argument(
-        "--state-dir", type=Path, default=DEFAULT_STATE_DIR, help="where the account keeps its files (default: %(default)s)"
+        "--state-dir",
+        type=Path,
+        default=DEFAULT_STATE_DIR,
+        help="where the account keeps its files (default: %(default)s)",
     )
     commands = main_parser.add_subparsers(dest="command", required=True)
 
     start = commands.add_parser("start", help="build images if needed, start the account, print its endpoint")
     start.add_argument("--port", type=int, default=0, help="HTTPS port; 0 takes the last one again, or a free one")
     start.add_argument("--region", default=DEFAULT_REGION, help="region that `env` names (default: %(default)s)")
-    start.add_argument("--zone", action="append", default=[], help="create a public hosted zone of this name; repeatable")
+    start.add_argument("--zone", action="append", default=[], help="create a public hosted zone; repeatable")
     images = commands.add_parser("images", help="build the images, if needed, and do nothing else")
     for command in (start, images):
         command.add_argument(
-            "--host-image", default="auto", help="image to build hosts and databases from (default: Ubuntu 24.04, else Debian 12)"
+            "--host-image",
+            default="auto",
+            help="image to build hosts and databases from (default: Ubuntu 24.04, else Debian 12)",
         )
         command.add_argument(
-            "--ca-bundle", type=Path, help="certificates that apt trusts while images are built, for an intercepting proxy"
+            "--ca-bundle",
+            type=Path,
+            help="certificates that apt trusts while images are built, for an intercepting proxy",
         )
         command.add_argument("--mirror", help="Debian mirror for debootstrap (default: its own)")
     commands.add_parser("stop", help="end everything; containers and networks are removed")
@@ -144,11 +153,12 @@ def choose_ports(state: StateDir, wanted: int) -> list[int]:
     if wanted and not is_free(wanted):
         raise LocalAwsError(f"Port {wanted} is taken on {LOOPBACK}: choose another with --port, or 0 for a free one.")
     ports = [wanted] if wanted else []
-    with contextlib.ExitStack() as stack:  # all held until the last is known, so that no two are the same
-        while len(ports) < 3:
-            probe = stack.enter_context(socket.socket())
-            probe.bind((LOOPBACK, 0))
-            ports.append(probe.getsockname()[1])
+    # below the range that clients' own ports come from: nobody takes them between two runs
+    for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
+        if len(ports) == 3:
+            break
+        if port != wanted and is_free(port):
+            ports.append(port)
     return ports
 
 
@@ -180,7 +190,8 @@ def launch(state: StateDir, settings: Settings) -> None:
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise LocalAwsError(failed.read_text() if failed.exists() else f"The daemon ended at once; see {state.log}.")
+            reason = failed.read_text() if failed.exists() else f"The daemon ended at once; see {state.log}."
+            raise LocalAwsError(reason)
         if state.read_json("daemon.json").get("pid") == process.pid:
             ask(state, "status", "")
             return
@@ -270,5 +281,7 @@ def ask(state: StateDir, command: str, argument: str) -> dict[str, Any]:
         with opener.open(request, timeout=180) as response:
             answer = json.load(response)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise LocalAwsError(f"The daemon (pid {running['pid']}) did not answer '{command}': {error}; see {state.log}.") from error
+        raise LocalAwsError(
+            f"The daemon (pid {running['pid']}) did not answer '{command}': {error}; see {state.log}."
+        ) from error
     return answer if isinstance(answer, dict) else {}

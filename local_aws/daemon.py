@@ -29,10 +29,8 @@ TOKEN_HEADER = "HTTP_X_LOCAL_AWS_TOKEN"
 MOTO_ENVIRONMENT = {
     "MOTO_IAM_LOAD_MANAGED_POLICIES": "true",
     "MOTO_ENABLE_AMI_VALIDATION": "true",
-    # aws.internal is a name of the endpoint, not of a bucket called "aws"
-    "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true",
     "MOTO_EC2_ENABLE_INSTANCE_TYPE_VALIDATION": "true",
-    # the API is addressed by more than one name; none of them starts with a bucket's
+    # aws.internal is a name of the endpoint, not of a bucket called "aws"
     "S3_IGNORE_SUBDOMAIN_BUCKETNAME": "true",
 }
 
@@ -165,7 +163,7 @@ class _Daemon:
 
     def _enforce(self, argument: str) -> dict[str, Any]:
         from moto import settings
-        from moto.core.responses import ActionAuthenticatorMixin
+        from moto.core.authorization import ActionAuthenticatorMixin
 
         settings.INITIAL_NO_AUTH_ACTION_COUNT = 0 if argument == "on" else float("inf")
         ActionAuthenticatorMixin.request_count = 0

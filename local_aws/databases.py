@@ -29,7 +29,7 @@ from docker.types import EndpointConfig
 from moto.ec2.models import ec2_backends
 from moto.rds.models import DBInstance
 
-from local_aws.engine import File, put_files, remove_container
+from local_aws.engine import File, container_log, put_files, remove_container
 from local_aws.networks import ContainerNetwork, Networks
 from local_aws.state import INTERNAL_NAME, Settings, StateDir
 from local_aws.tls import Authority
@@ -176,8 +176,9 @@ class Databases:
         self._submit(database, lambda: self._start_new(database, verifier, network, address))
 
     def change_password(self, database: DBInstance, password: str) -> None:
-        statement = f"ALTER ROLE {identifier(str(database.master_username))} PASSWORD {literal(scram_verifier(password))}"
-        self._set_status(database, "modifying")
+        verifier = literal(scram_verifier(password))
+        statement = f"ALTER ROLE {identifier(str(database.master_username))} PASSWORD {verifier}"
+        database.status = "modifying"
         self._submit(database, lambda: self._change(database, statement))
 
     def apply_parameters(self, database: DBInstance) -> None:
@@ -185,15 +186,15 @@ class Databases:
         self._submit(database, lambda: self._reload(database))
 
     def stop(self, database: DBInstance) -> None:
-        self._set_status(database, "stopping")
+        database.status = "stopping"
         self._submit(database, lambda: self._stop(database))
 
     def start(self, database: DBInstance) -> None:
-        self._set_status(database, "starting")
+        database.status = "starting"
         self._submit(database, lambda: self._start(database))
 
     def reboot(self, database: DBInstance) -> None:
-        self._set_status(database, "rebooting")
+        database.status = "rebooting"
         self._submit(database, lambda: self._reboot(database))
 
     def delete(self, database: DBInstance) -> None:
@@ -252,9 +253,6 @@ class Databases:
 
         self._pool.submit(guarded)
 
-    def _set_status(self, database: DBInstance, status: str) -> None:
-        database.status = status
-
     def _subnet(self, database: DBInstance) -> Any:
         group = getattr(database, "db_subnet_group", None)
         if group is not None:
@@ -272,7 +270,7 @@ class Databases:
             return None
 
     def _start_new(self, database: DBInstance, verifier: str, network: ContainerNetwork, address: str) -> None:
-        endpoint = EndpointConfig(self._client.api._version, ipv4_address=address, aliases=[database.address])
+        endpoint = EndpointConfig(self._client.api.api_version, ipv4_address=address, aliases=[database.address])
         container = self._client.containers.create(
             self._settings.database_image,
             name=self._name(database),
@@ -300,24 +298,26 @@ class Databases:
         self._await_tls(database, container)
         self._query(
             database,
-            f"SELECT 1/count(*) FROM pg_database d, pg_roles r WHERE r.rolname = {literal(str(database.master_username))}"
-            f" AND r.rolcanlogin AND d.datname = {literal(database.db_name or 'postgres')}",
+            # a division by zero tells that the set-up statements did not do their work
+            "SELECT 1/count(*) FROM pg_database d, pg_roles r WHERE r.rolcanlogin"
+            f" AND r.rolname = {literal(str(database.master_username))}"
+            f" AND d.datname = {literal(database.db_name or 'postgres')}",
         )
         database.status = "available"
 
     def _await_tls(self, database: DBInstance, container: Container) -> None:
         """Wait until the server offers TLS on its port. Raises StartError when it ends, or after START_SECONDS."""
-        address = self._addresses[database.arn][1]
+        target = (self._addresses[database.arn][1], int(database.port or 5432))
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), socket.create_connection((address, int(database.port or 5432)), 2) as link:
+            with contextlib.suppress(OSError), socket.create_connection(target, timeout=2) as link:
                 link.settimeout(5)
                 link.sendall(SSL_REQUEST)
                 if link.recv(1) == b"S":
                     return
             container.reload()
             if container.status == "exited":
-                raise StartError(f"its container ended: {container.logs(tail=20).decode(errors='replace')}")
+                raise StartError(f"its container ended: {container_log(container)}")
             time.sleep(0.1)
         raise StartError(f"it did not accept connections within {START_SECONDS:.0f} s")
 
@@ -332,9 +332,10 @@ class Databases:
             f"-h /var/run/postgresql -p {int(database.port or 5432)} -U rdsadmin -d postgres "
             "</etc/rds/change.sql; code=$?; rm -f /etc/rds/change.sql; exit $code"
         )
-        code, output = container.exec_run(["sh", "-c", psql])
-        if code != 0:
-            raise StartError(f"a statement failed: {output.decode(errors='replace')[-500:]}")
+        done = container.exec_run(["sh", "-c", psql])
+        if done.exit_code != 0:
+            words = done.output if isinstance(done.output, bytes) else b""
+            raise StartError(f"a statement failed: {words.decode(errors='replace')[-500:]}")
 
     def _change(self, database: DBInstance, statement: str) -> None:
         container = self._container(database)

@@ -62,6 +62,12 @@ def put_files(container: Container, files: list[File]) -> None:
     container.put_archive("/", archive(files))
 
 
+def container_log(container: Container, lines: int = 400) -> str:
+    """The last lines that a container wrote."""
+    output = container.logs(tail=lines, stream=False)
+    return (output if isinstance(output, bytes) else b"".join(output)).decode(errors="replace")
+
+
 def remove_container(container: Container) -> None:
     """Remove a container with its anonymous volumes; one that is gone or going is fine."""
     try:
@@ -75,7 +81,7 @@ def remove_container(container: Container) -> None:
 
 def remove_leftovers(client: DockerClient, state: StateDir) -> int:
     """Remove every container and network of this state directory and of no other; returns how many."""
-    filters = {"label": [f"{key}={value}" for key, value in state.labels.items()]}
+    filters: dict[str, str | list[str] | bool] = {"label": [f"{key}={value}" for key, value in state.labels.items()]}
     containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
     for container in containers:
         remove_container(container)

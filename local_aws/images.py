@@ -30,6 +30,7 @@ UBUNTU = "ubuntu:24.04"
 DEBIAN_SUITE = "bookworm"
 ANSWER_SECONDS = 15.0  # a registry that sends nothing for so long is taken as unreachable
 LABEL = {"local_aws.image": "1"}
+PROGRAMS = ("sbin", "local-aws")  # directories whose files are programs
 CA_PATH = "/usr/local/lib/local-aws/build-ca.pem"
 
 Say = Callable[[str], None]
@@ -47,7 +48,7 @@ def recipe_files(name: str) -> list[File]:
     """Every file of a recipe, with its path inside the build context."""
     root = RECIPES / name
     return [
-        File(str(path.relative_to(root)), path.read_bytes(), 0o755 if path.parent.name in ("sbin", "local-aws") else 0o644)
+        File(str(path.relative_to(root)), path.read_bytes(), 0o755 if path.parent.name in PROGRAMS else 0o644)
         for path in sorted(root.rglob("*"))
         if path.is_file()
     ]
@@ -121,9 +122,8 @@ class _Builder:
 
     def _from_base(self, base: str) -> Images:
         images = self._tags(base)
-        missing = [
-            (name, tag) for name, tag in (("host", images.host), ("database", images.database)) if not self._present(tag)
-        ]
+        wanted = {"host": images.host, "database": images.database}
+        missing = [(name, tag) for name, tag in wanted.items() if not self._present(tag)]
         if not missing:
             return images
         if not self._present(base):
@@ -155,8 +155,9 @@ class _Builder:
             ):
                 output.append(line.get("stream", ""))
                 if "error" in line:
+                    tail = "".join(output)[-2000:]
                     raise LocalAwsError(
-                        f"Building the {name} image failed: {line['error']}. The last lines were:\n{''.join(output)[-2000:]}"
+                        f"Building the {name} image failed: {line['error']}. The last lines were:\n{tail}"
                     )
         except docker.errors.APIError as error:
             raise LocalAwsError(f"Building the {name} image failed: {error.explanation}") from error
@@ -167,13 +168,15 @@ class _Builder:
         error = self._pull(UBUNTU)
         if error is None:
             return UBUNTU
-        self._say(f"It cannot be had ({error.strip().splitlines()[0][:120]}); making a Debian 12 base with debootstrap …")
+        reason = error.strip().splitlines()[0][:120]
+        self._say(f"It cannot be had ({reason}); making a Debian 12 base with debootstrap …")
         tool = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
         if os.geteuid() != 0 or tool is None:
-            lack = "without root" if os.geteuid() != 0 else "because it is not installed (apt-get install debootstrap)"
+            lack = "without root" if os.geteuid() != 0 else "because it is not installed"
             raise LocalAwsError(
-                f"Cannot pull {UBUNTU} and cannot debootstrap {lack}: give the engine access to a registry, load an image with "
-                f"'docker load' and name it with --host-image, or run 'python -m local_aws images' once as root."
+                f"Cannot pull {UBUNTU} and cannot debootstrap {lack}: give the engine access to a registry, or load an "
+                "image with 'docker load' and name it with --host-image, or install debootstrap and run "
+                "'python -m local_aws images' once as root."
             )
         return self._debootstrap(tool)
 
@@ -184,7 +187,8 @@ class _Builder:
         def work() -> None:
             repository, _, tag = reference.rpartition(":")
             try:
-                for event in self._client.api.pull(repository or reference, tag=tag or "latest", stream=True, decode=True):
+                name = repository or reference
+                for event in self._client.api.pull(name, tag=tag or "latest", stream=True, decode=True):
                     if "error" in event:
                         events.put(f"error: {event['error']}")
                         return

@@ -21,7 +21,7 @@ from docker.models.containers import Container
 from docker.types import EndpointConfig
 from moto.ec2.models.instances import Instance, InstanceState, StateReason
 
-from local_aws.engine import File, put_files, remove_container
+from local_aws.engine import File, container_log, put_files, remove_container
 from local_aws.networks import ContainerNetwork, Networks
 from local_aws.state import INTERNAL_NAME, Settings, StateDir
 
@@ -54,9 +54,9 @@ def public_interface(instance: Instance) -> Any:
     return instance.nics.get(0)
 
 
-def console_text(raw: bytes) -> str:
+def console_text(raw: str) -> str:
     """What a serial console shows: no terminal control sequences, one line ending."""
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]", "", raw.decode(errors="replace"))
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[()][A-Z0-9]", "", raw)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -106,7 +106,7 @@ class Instances:
     def console(self, instance: Instance) -> str:
         """The last lines that the instance wrote to its console."""
         container = self._container(instance)
-        return console_text(container.logs(tail=400)) if container else ""
+        return console_text(container_log(container)) if container else ""
 
     def settle(self, instance_ids: Iterable[str], seconds: float) -> None:
         """Wait until none of the instances is in a transient state, at most so long."""
@@ -179,7 +179,7 @@ class Instances:
         instance.state_reason = StateReason(f"Server.InternalError: {reason}", "Server.InternalError")
 
     def _name(self, instance: Instance) -> str:
-        return self._state.prefix + instance.id
+        return f"{self._state.prefix}{instance.id}"
 
     def _container(self, instance: Instance) -> Container | None:
         try:
@@ -203,7 +203,7 @@ class Instances:
         private_address = str(instance.private_ip)
         host_name = "ip-" + private_address.replace(".", "-")
         endpoint = EndpointConfig(
-            self._client.api._version, ipv4_address=private_address, aliases=[host_name, instance.private_dns_name]
+            self._client.api.api_version, ipv4_address=private_address, aliases=[host_name, instance.private_dns_name]
         )
         return self._client.containers.create(
             self._settings.host_image,
@@ -278,8 +278,8 @@ class Instances:
         code, _output = container.exec_run(["timeout", "5", "bash", "-c", probe])
         if code != 0:
             raise BootError(
-                f"it cannot reach the API at {network.gateway} port {self._settings.port}: a firewall of this machine drops "
-                f"what comes from containers; allow it with: iptables -I INPUT -i {network.bridge} -j ACCEPT"
+                f"it cannot reach the API at {network.gateway} port {self._settings.port}: a firewall of this machine "
+                f"drops what comes from containers; allow it with: iptables -I INPUT -i {network.bridge} -j ACCEPT"
             )
 
     def _become(self, instance: Instance, before: tuple[str, int], after: tuple[str, int]) -> None:
@@ -355,7 +355,8 @@ class Instances:
         if exit_code == REBOOTED:
             self._submit(instance, lambda: self._start_again(instance))
             return
-        reason = StateReason("Client.InstanceInitiatedShutdown: Instance initiated shutdown", "Client.InstanceInitiatedShutdown")
+        code = "Client.InstanceInitiatedShutdown"
+        reason = StateReason(f"{code}: Instance initiated shutdown", code)
         if instance.instance_initiated_shutdown_behavior == "terminate":
             instance.terminate()
         else:

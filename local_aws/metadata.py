@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moto.ec2.models.instances import Instance
 from moto.sts.models import AssumedRole, sts_backends
@@ -152,7 +152,7 @@ class Metadata:
         return leaves
 
     @staticmethod
-    def _profile(instance: Instance): # type: ignore[no-untyped-def]
+    def _profile(instance: Instance) -> Any:
         association = instance.ec2_backend.iam_instance_profile_associations.get(instance.id)
         return association.iam_instance_profile if association else None
 
@@ -161,7 +161,8 @@ class Metadata:
         now = datetime.datetime.now(datetime.UTC).replace(tzinfo=None)  # moto's times are naive UTC
         with self._lock:
             session = self._sessions.get((instance.id, role_arn))
-            if session is None or session.expiration.replace(tzinfo=None) - now < datetime.timedelta(seconds=RENEW_SECONDS):
+            renew = now + datetime.timedelta(seconds=RENEW_SECONDS)
+            if session is None or session.expiration.replace(tzinfo=None) < renew:
                 backend = sts_backends[instance.owner_id][get_partition(instance.region_name)]
                 session = backend.assume_role(
                     region_name=instance.region_name,

@@ -160,8 +160,8 @@ class Networks:
             except docker.errors.APIError as error:
                 if "overlap" in str(error).lower():
                     raise CidrOverlapError(
-                        f"The CIDR {cidr} of {vpc_id} overlaps with a range in use on this machine ({error.explanation}): "
-                        "choose another CIDR for the VPC."
+                        f"The CIDR {cidr} of {vpc_id} overlaps with a range in use on this machine "
+                        f"({error.explanation}): choose another CIDR for the VPC."
                     ) from error
                 raise
             self._vpcs[vpc_id] = made
@@ -207,8 +207,8 @@ class Networks:
         except OSError as error:
             network.remove()
             raise LocalAwsError(
-                f"The address {gateway} of a Docker network cannot be listened on ({error}): the local AWS needs a Docker "
-                "engine that runs on this machine itself, not in a virtual machine and not rootless."
+                f"The address {gateway} of a Docker network cannot be listened on ({error}): the local AWS needs a "
+                "Docker engine that runs on this machine itself, not in a virtual machine and not rootless."
             ) from error
         return made
 

@@ -89,17 +89,20 @@ def _instances(cloud: Cloud, patch: Patcher) -> None:
 
     def describe_instances(self: Any, filters: Any = None) -> list[Reservation]:
         cloud.instances.settle_all(SETTLE_SECONDS)
-        return describe(self, filters)
+        found: list[Reservation] = describe(self, filters)
+        return found
 
     def get_reservations_by_instance_ids(self: Any, instance_ids: list[str], filters: Any = None) -> list[Reservation]:
         cloud.instances.settle(instance_ids, SETTLE_SECONDS)
-        return describe_ids(self, instance_ids, filters)
+        found: list[Reservation] = describe_ids(self, instance_ids, filters)
+        return found
 
     def describe_instance_status(
         self: Any, instance_ids: list[str], include_all_instances: bool, filters: Any
     ) -> list[Instance]:
         cloud.instances.settle_all(SETTLE_SECONDS)
-        return status(self, instance_ids, include_all_instances, filters)
+        found: list[Instance] = status(self, instance_ids, include_all_instances, filters)
+        return found
 
     def start_instance(self: Instance) -> InstanceState:
         cloud.instances.settle([self.id], FINISH_SECONDS)
@@ -264,8 +267,7 @@ def _addresses(cloud: Cloud, patch: Patcher) -> None:
         """Empty, as in a VPC without DNS host names: a name under amazonaws.com would lead out of this machine."""
         return ""
 
-    association = NetworkInterface.association.fget
-    assert association is not None
+    association = vars(NetworkInterface)["association"].fget
 
     def association_without_name(self: NetworkInterface) -> dict[str, Any]:
         return {**association(self), "publicDnsName": ""} if self.public_ip else {}
@@ -286,8 +288,7 @@ def _databases(cloud: Cloud, patch: Patcher) -> None:
     create, modify, delete = RDSBackend.create_db_instance, RDSBackend.modify_db_instance, RDSBackend.delete_db_instance
     stop, start, reboot = RDSBackend.stop_db_instance, RDSBackend.start_db_instance, RDSBackend.reboot_db_instance
     parameters = RDSBackend.modify_db_parameter_group
-    endpoint = DBInstance.endpoint.fget
-    assert endpoint is not None
+    endpoint = vars(DBInstance)["endpoint"].fget
     known = cloud.databases
 
     def create_db_instance(self: Any, db_kwargs: Any) -> DBInstance:
@@ -324,7 +325,9 @@ def _databases(cloud: Cloud, patch: Patcher) -> None:
             known.delete(database)
         return database
 
-    def following(original: Callable[..., DBInstance], action: Callable[[DBInstance], None]) -> Callable[..., DBInstance]:
+    def following(
+        original: Callable[..., DBInstance], action: Callable[[DBInstance], None]
+    ) -> Callable[..., DBInstance]:
         """An operation of moto, then the same on the container."""
 
         @functools.wraps(original)

@@ -1,7 +1,16 @@
-"""What moto answers differently from AWS, and what AWS answers; one module each."""
+"""What moto answers differently from AWS, and what AWS answers; one module each.
 
+A module holds `apply(patch)` and says in its first lines what AWS does and where that is written. Its unit test asks
+for both answers, without and with the correction: it fails when moto no longer needs it.
+"""
+
+from local_aws.corrections import iam_statements, rds_offers, rds_parameter_groups, rds_storage
 from local_aws.patching import Patcher
+
+ALL = (iam_statements, rds_offers, rds_parameter_groups, rds_storage)
 
 
 def apply_all(patch: Patcher) -> None:
     """Apply every correction."""
+    for correction in ALL:
+        correction.apply(patch)
