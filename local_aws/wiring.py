@@ -27,6 +27,7 @@ from local_aws.databases import Databases
 from local_aws.instances import Instances, public_interface
 from local_aws.networks import CidrOverlapError, ContainerNetwork, Networks
 from local_aws.patching import Patcher
+from local_aws.state import INTERNAL_NAME
 
 SETTLE_SECONDS = 8.0  # a description waits so long for what is under way: waiters then poll once, not every 15 or 30 s
 FINISH_SECONDS = 60.0  # an operation on something that is still changing waits so long
@@ -264,13 +265,12 @@ def _addresses(cloud: Cloud, patch: Patcher) -> None:
         cloud.networks.addresses.release(released)
 
     def public_dns_name(self: Instance) -> str:
-        """Empty, as in a VPC without DNS host names: a name under amazonaws.com would lead out of this machine."""
-        return ""
+        return _dns_name(self.public_ip)
 
     association = vars(NetworkInterface)["association"].fget
 
     def association_without_name(self: NetworkInterface) -> dict[str, Any]:
-        return {**association(self), "publicDnsName": ""} if self.public_ip else {}
+        return {**association(self), "publicDnsName": _dns_name(self.public_ip)} if self.public_ip else {}
 
     patch.setattr(eip_module, "random_ip", new_address)
     patch.setattr(eni_module, "random_public_ip", new_address)
@@ -282,6 +282,15 @@ def _addresses(cloud: Cloud, patch: Patcher) -> None:
     patch.setattr(EC2Backend, "associate_address", associate_address)
     patch.setattr(EC2Backend, "disassociate_address", disassociate_address)
     patch.setattr(EC2Backend, "release_address", release_address)
+
+
+def _dns_name(address: str | None) -> str:
+    """The public DNS name of an address, empty without one.
+
+    Not under amazonaws.com, which would lead out of this machine: `.internal` resolves nowhere. Never empty beside an
+    address, since amazon.aws takes an instance without a public name for one without a public address.
+    """
+    return f"ec2-{address.replace('.', '-')}.{INTERNAL_NAME}" if address else ""
 
 
 def _databases(cloud: Cloud, patch: Patcher) -> None:
