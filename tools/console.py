@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import subprocess
@@ -56,16 +57,32 @@ class Times:
         self.steps.append((name, seconds))
         say(f"    {name}: {seconds:.1f} s")
 
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self.start
+
     def report(self) -> str:
         """Return the steps and the total on one line. Steps may have overlapped, so the total is the clock's."""
         parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.steps)
-        return f"Took: {parts}; in all {time.monotonic() - self.start:.1f} s"
+        return f"Took: {parts}; in all {self.elapsed():.1f} s"
 
 
 def state_dir() -> Path:
     """Create and return the git-ignored directory for what a run leaves behind; only its owner may look into it."""
     STATE.mkdir(mode=0o700, exist_ok=True)
     return STATE
+
+
+@contextlib.contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """Let one process of this checkout at a time work on the named thing; the lock ends with its holder."""
+    with (state_dir() / f"{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"    waiting for another process, which works on the same ({name})")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def require_space(path: Path, needed: int, purpose: str) -> None:

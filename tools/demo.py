@@ -8,47 +8,23 @@ Standard library only: it makes the environment in which everything else runs.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from tools import engine, environment, host_tools
+from tools import environment, machine
 from tools.console import ROOT, STATE, VENV, ProblemError, Times, fail, say, state_dir
 
 STACK = "demo"
 STACK_DIR = STATE / STACK
 LOCAL_AWS = [str(environment.PYTHON), "-m", "local_aws"]
 RECAP = re.compile(r"(?P<host>\S+)\s+: ok=\d+\s+changed=(?P<changed>\d+)\s+unreachable=\d+\s+failed=\d+")
-
-
-def set_up(times: Times) -> dict[str, str]:
-    """Make the Python environment and find or start Docker, both at once; return the environment for what follows.
-
-    Raises: ProblemError, the first of those that came up.
-    """
-    engines: list[engine.Engine] = []
-
-    def docker() -> None:
-        host_tools.ensure()
-        engines.append(engine.ensure())
-
-    def timed(name: str, action: Callable[[], None]) -> None:
-        with times.step(name):
-            action()
-
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        # What cannot be mended is often Docker; it is known at once, so it is asked first and waited for first.
-        both = [pool.submit(timed, "Docker", docker), pool.submit(timed, "Python packages", environment.ensure)]
-        for future in both:
-            future.result()
-    return clean_env(environment.child_env() | {"DOCKER_HOST": engines[0].host})
 
 
 def clean_env(env: Mapping[str, str]) -> dict[str, str]:
@@ -145,7 +121,7 @@ def result(name: str) -> dict[str, Any]:
 def up(arguments: Sequence[str]) -> None:
     """Bring the demo up, or prove that it is up, and say where it is."""
     times = Times()
-    env = set_up(times)
+    env = clean_env(machine.ensure(times))
     state_dir()
     if not is_running(env):
         # Keys and known hosts of an account that is gone would be taken for this one's.
@@ -178,7 +154,7 @@ def down(arguments: Sequence[str]) -> None:
         say("Nothing was ever started here: 0 resources left")
         return
     times = Times()
-    env = set_up(times)
+    env = clean_env(machine.ensure(times))
     remaining: list[Any] = []
     if is_running(env):
         (STACK_DIR / "teardown.json").unlink(missing_ok=True)

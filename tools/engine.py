@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tools import apt
-from tools.console import GIGABYTE, ProblemError, fail, require_space, run_quietly, say, state_dir, which
+from tools.console import GIGABYTE, ProblemError, exclusive, fail, require_space, run_quietly, say, state_dir, which
 
 SOCKET = Path("/var/run/docker.sock")
 START_SECONDS = 60
@@ -233,6 +233,26 @@ def dockerd_runs(run: Path) -> bool:
         return False
 
 
+def install_and_start(default: Path) -> Engine:
+    """Return the engine of this machine after seeing to it, as root, that it is installed and runs.
+
+    Raises: ProblemError when that cannot be done.
+    """
+    # Another process may have done it while this one waited for its turn.
+    with contextlib.suppress(UnreachableError):
+        return usable(default)
+    if which("dockerd") is None:
+        if not apt.available():
+            raise ProblemError(
+                "Docker is not installed, and this system has no apt-get to install it with: see Docker's "
+                "documentation for this system."
+            )
+        # iptables is only recommended by docker.io, and without it dockerd has no networks.
+        apt.install(["docker.io", "iptables"])
+    start(default)
+    return usable(default)
+
+
 def ensure(default: Path = SOCKET) -> Engine:
     """Return an engine that answers, and has room for the demo's containers; as root install and start one if need be.
 
@@ -249,16 +269,8 @@ def ensure(default: Path = SOCKET) -> Engine:
                 usable(rootless)
         if os.geteuid() != 0:
             raise explain(error) from error
-        if which("dockerd") is None:
-            if not apt.available():
-                raise ProblemError(
-                    "Docker is not installed, and this system has no apt-get to install it with: see Docker's "
-                    "documentation for this system."
-                ) from error
-            # iptables is only recommended by docker.io, and without it dockerd has no networks.
-            apt.install(["docker.io", "iptables"])
-        start(default)
-        engine = usable(default)
+        with exclusive("engine"):
+            engine = install_and_start(default)
     require_space(engine.root, SPACE, "The containers of the local AWS")
     return engine
 

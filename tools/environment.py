@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fcntl
 import hashlib
 import importlib
 import importlib.util
@@ -16,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools import apt
@@ -26,11 +25,11 @@ from tools.console import (
     SETUP_LOG,
     VENV,
     ProblemError,
+    exclusive,
     fail,
     require_space,
     run_quietly,
     say,
-    state_dir,
 )
 
 UV = "uv==0.13.8"
@@ -189,18 +188,6 @@ def ensure_link() -> None:
     LINK.symlink_to(LINK_TARGET)
 
 
-@contextlib.contextmanager
-def exclusive() -> Iterator[None]:
-    """Let one set-up work at a time; the lock ends with the process that holds it, however that ends."""
-    with (state_dir() / "setup.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("    waiting for another set-up in this checkout to finish")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def ensure() -> None:
     """Bring environment and link to the state that requirements.txt asks for.
 
@@ -209,7 +196,7 @@ def ensure() -> None:
     ensure_link()
     if complete():
         return
-    with exclusive():
+    with exclusive("environment"):
         if not complete():
             build()
 

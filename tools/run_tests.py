@@ -23,8 +23,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools import engine, environment, host_tools
-from tools.console import ROOT, VENV, ProblemError, say, state_dir
+from tools import machine
+from tools.console import ROOT, VENV, ProblemError, Times, say, state_dir
 
 BIN = VENV / "bin"
 
@@ -275,31 +275,18 @@ def run_parts(parts: Sequence[Part], runner: Runner) -> list[Outcome]:
     return [outcomes[part.name] for part in parts]
 
 
-def prepare(parts: Sequence[Part]) -> dict[str, str]:
-    """Set up what the parts need and return their environment.
-
-    Raises: ProblemError when something is missing that cannot be mended from here.
-    """
-    environment.ensure()
-    env = environment.child_env()
-    if any(part.docker for part in parts):
-        host_tools.ensure()
-        env["DOCKER_HOST"] = engine.ensure().host
-    return env
-
-
 def main() -> None:
     """Run the chosen parts; end with the table, the line of counts and the status."""
     parser = argparse.ArgumentParser(description="Run the tests in named parts.")
     parser.add_argument("parts", nargs="*", metavar="PART", help="lint, unit, sanity, integration, e2e, molecule")
-    start = time.monotonic()
+    times = Times()
     try:
         parts = choose(parser.parse_args().parts)
-        env = prepare(parts)
+        env = machine.ensure(times, docker=any(part.docker for part in parts))
     except ProblemError as problem:
         print(f"\nError: {problem}\n0 passed, 1 failed", flush=True)
         raise SystemExit(1) from problem
-    set_up = time.monotonic() - start
+    set_up = times.elapsed()
     logs = state_dir() / "tests"
     logs.mkdir(exist_ok=True)
     try:
@@ -314,7 +301,7 @@ def main() -> None:
             f"{outcome.part:<12} {outcome.passed:>7} {outcome.failed:>7} {outcome.skipped:>8} "
             f"{outcome.seconds:>8.1f}{failures}"
         )
-    print(f"{'in all':<12} {'':>7} {'':>7} {'':>8} {time.monotonic() - start:>8.1f}")
+    print(f"{'in all':<12} {'':>7} {'':>7} {'':>8} {times.elapsed():>8.1f}")
     failed = sum(outcome.failed for outcome in outcomes)
     print(f"{sum(outcome.passed for outcome in outcomes)} passed, {failed} failed", flush=True)
     raise SystemExit(1 if failed else 0)
