@@ -163,9 +163,12 @@ class Answer:
     @property
     def is_html(self) -> bool:
         """Whether a page for people came instead of an answer for programs."""
-        return "text/html" in (self.headers.get("Content-Type") or "") or self.text[:15].lower().startswith(
-            ("<!doctype html", "<html")
-        )
+        return self.looks_like_html or "text/html" in (self.headers.get("Content-Type") or "")
+
+    @property
+    def looks_like_html(self) -> bool:
+        """Whether the body is a page; MLflow calls its one-line refusals text/html, too."""
+        return self.text[:15].lower().startswith(("<!doctype html", "<html"))
 
 
 class _Reader(io.RawIOBase):
@@ -311,6 +314,10 @@ class Client:
         alone = host is not None or plain or not login
         seconds = self.timeout if timeout is None else timeout
         deadline = time.monotonic() + seconds
+        # What can be read or taken in only once cannot be tried again when the server has closed an idle connection.
+        replayable = (body is None or isinstance(body, bytes)) and sink is None
+        if not alone and not replayable:
+            self.close()
         kept = None if alone else self._kept
         if not alone:
             self._kept = None
@@ -320,8 +327,9 @@ class Client:
                     kept, url, method, path, body, sent_headers, deadline, seconds, limit, sink, alone
                 )
             except RequestFailed as error:
-                # A server may close an idle connection at any time; a body that can be read only once cannot be sent twice.
-                if error.kind != "closed" or not (body is None or isinstance(body, bytes)):
+                # A server may close an idle connection at any time; it may still have done the work, which makes the second
+                # try of a POST fail or repeat it, and the cleaning up finds both.
+                if error.kind != "closed":
                     raise
         connection = self._connect(url, deadline, plain_port)
         return self._exchange(connection, url, method, path, body, sent_headers, deadline, seconds, limit, sink, alone)
@@ -464,7 +472,7 @@ class Client:
         except http.client.IncompleteRead as error:
             raise RequestFailed(
                 url,
-                "the answer broke off after %d bytes" % (received + len(error.partial)),
+                "the answer broke off within a chunk",
                 "Look for the broken connection in the logs of the server and of the proxy in front of it.",
                 "protocol",
                 transient=True,
@@ -554,7 +562,7 @@ class Client:
             code = str(value.get("error_code", "")) if isinstance(value, dict) else ""
             quoted = str(value.get("message", "")) if isinstance(value, dict) else ""
         except ValueError:
-            quoted = "" if answer.is_html else answer.text
+            quoted = "" if answer.looks_like_html else answer.text
         if answer.status >= 500:
             quoted = ""
         cause = "the server answered %d%s" % (answer.status, " " + code if re.match(r"^[A-Z_]{1,60}$", code) else "")
@@ -562,7 +570,7 @@ class Client:
         quoted = " ".join(self.redact(quoted).split())
         if quoted:
             cause += " (%s)" % (quoted if len(quoted) <= 200 else quoted[:199] + "…")
-        elif answer.is_html:
+        elif answer.looks_like_html:
             cause += " with an HTML page"
         transient = answer.status in (429, 502, 503, 504)
         next_step = "Look at the log of the MLflow server for this request."
