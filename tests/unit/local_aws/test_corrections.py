@@ -1,0 +1,215 @@
+"""Each correction is asked for twice: without it moto must still be wrong, with it the answer must be AWS's."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from moto import mock_aws
+from moto.iam.access_control import IAMPolicy, PermissionResult
+
+from local_aws import corrections
+from local_aws.corrections import elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage
+from local_aws.server import secure_transport
+
+REGION = "eu-central-1"
+BUCKET = "bucket"
+TLS_ONLY = {
+    "Version": "2012-10-17",
+    "Statement": [
+        {
+            "Effect": "Deny",
+            "Principal": "*",
+            "Action": "s3:*",
+            "Resource": [f"arn:aws:s3:::{BUCKET}", f"arn:aws:s3:::{BUCKET}/*"],
+            "Condition": {"Bool": {"aws:SecureTransport": "false"}},
+        }
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty account of moto, in this process."""
+    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": REGION}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    with mock_aws():
+        yield
+
+
+@pytest.fixture(params=[False, True], ids=["moto", "corrected"])
+def corrected(request: pytest.FixtureRequest) -> bool:
+    """Whether the correction of a test is applied."""
+    return bool(request.param)
+
+
+def use(correction: ModuleType, corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if corrected:
+        correction.apply(monkeypatch)
+
+
+def error_of(call: Any, **arguments: Any) -> str | None:
+    """Code of the error that a call ends with, or None."""
+    try:
+        call(**arguments)
+    except ClientError as error:
+        return error.response["Error"]["Code"]
+    return None
+
+
+def create_database(version: str = "16.4", instance_class: str = "db.t4g.micro") -> dict[str, Any]:
+    return dict(
+        boto3.client("rds").create_db_instance(
+            DBInstanceIdentifier="db",
+            Engine="postgres",
+            EngineVersion=version,
+            DBInstanceClass=instance_class,
+            AllocatedStorage=20,
+            StorageType="gp3",
+            MasterUsername="master",
+            MasterUserPassword="not-a-secret",
+        )["DBInstance"]
+    )
+
+
+def test_every_correction_is_applied_and_tested_here() -> None:
+    assert set(corrections.ALL) == {elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage}
+
+
+@pytest.mark.parametrize("secure", [True, False])
+def test_a_tls_only_bucket_serves_what_comes_over_tls(
+    secure: bool, corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(iam_statements, corrected, monkeypatch)
+    s3 = boto3.client("s3")
+    s3.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+    s3.put_object(Bucket=BUCKET, Key="a", Body=b"1")
+    s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(TLS_ONLY))
+    token = secure_transport.set(secure)
+    try:
+        refused = error_of(s3.get_object, Bucket=BUCKET, Key="a")
+    finally:
+        secure_transport.reset(token)
+    # moto refuses either way; AWS only what comes without TLS
+    assert (refused is None) == (corrected and secure)
+
+
+@pytest.mark.parametrize(
+    ("condition", "context", "holds"),
+    [
+        ({"StringEquals": {"a": ["x", "y"]}}, {"A": "y"}, True),
+        ({"StringEquals": {"a": "x"}}, {}, False),
+        ({"StringEqualsIfExists": {"a": "x"}}, {}, True),
+        ({"StringNotEquals": {"a": ["x", "y"]}}, {"a": "y"}, False),
+        ({"StringNotEquals": {"a": "x"}}, {}, True),
+        ({"StringLike": {"a": "b*[1]?"}}, {"a": "bb[1]z"}, True),
+        ({"StringLike": {"a": "b[1]"}}, {"a": "b1"}, False),
+        ({"Bool": {"a": False}}, {"a": "false"}, True),
+        ({"Null": {"a": "true"}}, {}, True),
+        ({"Null": {"a": "true"}}, {"a": "x"}, False),
+        ({"IpAddress": {"aws:SourceIp": "10.0.0.0/8"}}, {"aws:SourceIp": "10.1.2.3"}, True),
+        ({"NotIpAddress": {"aws:SourceIp": "10.0.0.0/8"}}, {"aws:SourceIp": "10.1.2.3"}, False),
+        ({"NumericLessThan": {"s3:max-keys": "10"}}, {"s3:max-keys": "9"}, True),
+        ({"StringEquals": {"a": "x"}, "Bool": {"b": "true"}}, {"a": "x", "b": "false"}, False),
+    ],
+)
+def test_conditions_hold_as_iam_says(condition: dict[str, Any], context: dict[str, str], holds: bool) -> None:
+    assert iam_statements.fulfilled(condition, context) is holds
+
+
+def test_an_operator_that_is_not_known_is_no_silent_yes() -> None:
+    with pytest.raises(NotImplementedError, match="DateGreaterThan"):
+        iam_statements.fulfilled({"DateGreaterThan": {"a": "x"}}, {"a": "y"})
+
+
+def test_a_statement_for_another_principal_denies_nothing(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(iam_statements, corrected, monkeypatch)
+    statement = {"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": "arn:aws:iam::1:user/other"}}
+    policy = IAMPolicy(json.dumps({"Statement": [statement]}))
+    result = policy.is_action_permitted("sts:AssumeRole", "*", "arn:aws:iam::1:user/me")
+    assert result is (PermissionResult.NEUTRAL if corrected else PermissionResult.DENIED)
+
+
+def test_an_unknown_parameter_group_is_an_error(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(rds_parameter_groups, corrected, monkeypatch)
+    code = error_of(boto3.client("rds").describe_db_parameter_groups, DBParameterGroupName="nope")
+    assert code == ("DBParameterGroupNotFound" if corrected else None)
+
+
+def test_gp3_reports_its_baseline(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(rds_storage, corrected, monkeypatch)
+    database = create_database()
+    assert database.get("StorageThroughput") == (125 if corrected else None)
+    assert database.get("Iops") == (3000 if corrected else None)
+
+
+def test_large_volumes_have_four_times_the_baseline() -> None:
+    assert rds_storage.baseline(399) == (3000, 125)
+    assert rds_storage.baseline(400) == (12000, 500)
+
+
+def test_the_tags_of_an_elastic_ip_are_found_by_its_type(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(elastic_ip_tags, corrected, monkeypatch)
+    ec2 = boto3.client("ec2")
+    tags = [{"ResourceType": "elastic-ip", "Tags": [{"Key": "a", "Value": "b"}]}]
+    ec2.allocate_address(Domain="vpc", TagSpecifications=tags)
+    found = ec2.describe_tags(Filters=[{"Name": "resource-type", "Values": ["elastic-ip"]}])["Tags"]
+    assert len(found) == (1 if corrected else 0)
+
+
+def test_rds_offers_versions(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(rds_offers, corrected, monkeypatch)
+    rds = boto3.client("rds")
+    if not corrected:
+        with pytest.raises(NotImplementedError):
+            rds.describe_db_engine_versions(Engine="postgres")
+        return
+
+    def offered(**arguments: Any) -> list[str]:
+        found = rds.describe_db_engine_versions(Engine="postgres", **arguments)["DBEngineVersions"]
+        return [version["EngineVersion"] for version in found]
+
+    assert {version.partition(".")[0] for version in offered()} == {"14", "15", "16", "17"}
+    assert offered(EngineVersion="16.4") == ["16.4"]
+    assert offered(EngineVersion="16") == [f"16.{minor}" for minor in rds_offers.MINORS[16]]
+    assert offered(EngineVersion="99.9") == []
+    assert offered(DBParameterGroupFamily="postgres15") == offered(EngineVersion="15")
+    assert offered(DefaultOnly=True) == [rds_offers.default_version()]
+    assert offered(EngineVersion="14", DefaultOnly=True) == [rds_offers.default_version(14)]
+
+
+def test_rds_offers_classes(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(rds_offers, corrected, monkeypatch)
+    rds = boto3.client("rds")
+
+    def options(**arguments: Any) -> list[Any]:
+        return list(
+            rds.describe_orderable_db_instance_options(Engine="postgres", **arguments)["OrderableDBInstanceOptions"]
+        )
+
+    found = options(EngineVersion="16.4", DBInstanceClass="db.t4g.micro")
+    assert bool(found) is corrected
+    assert {option["StorageType"] for option in found} == (set(rds_offers.STORAGE_TYPES) if corrected else set())
+    assert options(EngineVersion="16.4", DBInstanceClass="db.nope") == []
+    assert options(EngineVersion="99.9", DBInstanceClass="db.t4g.micro") == []
+
+
+@pytest.mark.parametrize(("version", "instance_class"), [("99.9", "db.t4g.micro"), ("16.4", "db.nope")])
+def test_rds_refuses_what_it_does_not_offer(
+    version: str, instance_class: str, corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(rds_offers, corrected, monkeypatch)
+    code = error_of(create_database, version=version, instance_class=instance_class)
+    assert code == ("InvalidParameterCombination" if corrected else None)
+
+
+def test_a_major_version_means_its_default_minor(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(rds_offers, corrected, monkeypatch)
+    assert create_database("16")["EngineVersion"] == (rds_offers.default_version(16) if corrected else "16")
