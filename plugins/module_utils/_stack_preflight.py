@@ -49,7 +49,9 @@ def ask(
     # boto3 clients are thread-safe, their making is not: each is made here, before the threads start.
     sts, home_ec2 = client("sts", home), client("ec2", home)
     with ThreadPoolExecutor() as pool:
-        caller_answer = pool.submit(_guard, "ask for the identity of the credentials", "sts:GetCallerIdentity", sts.get_caller_identity)
+        caller_answer = pool.submit(
+            _guard, "ask for the identity of the credentials", "sts:GetCallerIdentity", sts.get_caller_identity
+        )
         regions_answer = pool.submit(_guard, "list the regions", "ec2:DescribeRegions", lambda: _regions(home_ec2))
         caller, regions = caller_answer.result(), regions_answer.result()
         answer: dict[str, Any] = {
@@ -81,7 +83,10 @@ def ask(
         )
         if route53 is not None:
             zone_answer = pool.submit(
-                _guard, f"look up the hosted zone {domain}", "route53:ListHostedZonesByName", lambda: _hosted_zone(route53, domain)
+                _guard,
+                f"look up the hosted zone {domain}",
+                "route53:ListHostedZonesByName",
+                lambda: _hosted_zone(route53, domain),
             )
             answer["hosted_zone_id"] = zone_answer.result()
         answer["vpc_cidrs"] = vpc_answer.result()
@@ -101,7 +106,14 @@ def _guard(what: str, permission: str, question: Callable[[], Any]) -> Any:
         hint = "Nothing was changed; run the playbook again when this is cured."
         if code in {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}:
             hint = f"The credentials need {permission}. Nothing was changed."
-        elif code in {"InvalidClientTokenId", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AuthFailure", "ExpiredToken", "ExpiredTokenException"}:
+        elif code in {
+            "InvalidClientTokenId",
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "AuthFailure",
+            "ExpiredToken",
+            "ExpiredTokenException",
+        }:
             hint = "The credentials are wrong or have expired: get new ones. Nothing was changed."
         raise PreflightError(f"Failed to {what}: {error}. {hint}") from error
     except BotoCoreError as error:
@@ -128,7 +140,9 @@ def _instance_type(ec2: Any, name: str) -> dict[str, Any]:
         raise
     if not types:
         return {}
-    offerings = ec2.describe_instance_type_offerings(LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [name]}])
+    offerings = ec2.describe_instance_type_offerings(
+        LocationType="availability-zone", Filters=[{"Name": "instance-type", "Values": [name]}]
+    )
     architectures = types[0]["ProcessorInfo"]["SupportedArchitectures"]
     return {
         # Some old types also list i386; a 64-bit system is what the images are for.
@@ -146,7 +160,9 @@ def _database(rds: Any, identifier: str, instance_class: str, wanted: str) -> di
     version = choose_version(wanted, offered, running)
     class_offered = False
     if version:
-        options = rds.describe_orderable_db_instance_options(Engine="postgres", EngineVersion=version, DBInstanceClass=instance_class)
+        options = rds.describe_orderable_db_instance_options(
+            Engine="postgres", EngineVersion=version, DBInstanceClass=instance_class
+        )
         class_offered = bool(options["OrderableDBInstanceOptions"])
     return {
         "exists": running is not None,

@@ -9,12 +9,14 @@ module: stack_preflight_info
 short_description: Asks AWS what it says of a stack's inputs, before anything is created
 version_added: 0.1.0
 description:
-  - Answers in one call what V(site.yml) must know before its first change - whose credentials these are, whether the region exists for them, what the
-    instance type runs and where it is offered, which PostgreSQL versions RDS offers, whether the hosted zone exists.
+  - Answers in one call what V(site.yml) must know before its first change - whose credentials these are, whether the
+    region exists for them, what the instance type runs and where it is offered, which PostgreSQL versions RDS offers,
+    whether the hosted zone exists.
   - An input that AWS does not know is data (an empty answer), not a failure. The module fails only where it could not ask.
   - The questions are asked concurrently; together they take about as long as the slowest.
-  - Needs C(sts:GetCallerIdentity) (always allowed), C(ec2:DescribeRegions), C(ec2:DescribeVpcs), C(ec2:DescribeInstanceTypes),
-    C(ec2:DescribeInstanceTypeOfferings), C(rds:DescribeDBEngineVersions), C(rds:DescribeOrderableDBInstanceOptions), C(rds:DescribeDBInstances) and C(route53:ListHostedZonesByName).
+  - Needs C(sts:GetCallerIdentity) (always allowed), C(ec2:DescribeRegions), C(ec2:DescribeVpcs),
+    C(ec2:DescribeInstanceTypes), C(ec2:DescribeInstanceTypeOfferings), C(rds:DescribeDBEngineVersions),
+    C(rds:DescribeOrderableDBInstanceOptions), C(rds:DescribeDBInstances) and C(route53:ListHostedZonesByName).
 options:
   stack:
     description: Name of the stack, as in C(mlflow_stack).
@@ -35,7 +37,8 @@ options:
   database_engine_version:
     description:
       - PostgreSQL version to ask for, as a major version (V(17)) or a full one (V(17.6)).
-      - A major version stands for the newest minor version that RDS offers, or for the one that the existing DB instance runs.
+      - A major version stands for the newest minor version that RDS offers, or for the one that the existing DB
+        instance runs.
     type: str
     required: true
   domain:

@@ -31,7 +31,9 @@ def log() -> dict[str, str]:
         path = Path(directory) / "weights.bin"
         path.write_bytes(content)
         mlflow.log_artifact(str(path), "weights")
-        mlflow.pyfunc.log_model(name="model", python_model=Doubler(), registered_model_name="E2eDoubler", pip_requirements=["mlflow"])
+        mlflow.pyfunc.log_model(
+            name="model", python_model=Doubler(), registered_model_name="E2eDoubler", pip_requirements=["mlflow"]
+        )
     return {"run_id": run.info.run_id, "sha256": hashlib.sha256(content).hexdigest()}
 
 
@@ -46,7 +48,9 @@ def read(run_id: str, sha256: str) -> dict[str, object]:
     versions = client.search_model_versions("name = 'E2eDoubler'")
     model = mlflow.pyfunc.load_model(f"models:/E2eDoubler/{versions[0].version}")
     assert model.predict([1.0, 2.5]) == [2.0, 5.0]
-    assert [found.info.run_id for found in client.search_runs([run.info.experiment_id], "params.alpha = '0.5'")] == [run_id]
+    assert [found.info.run_id for found in client.search_runs([run.info.experiment_id], "params.alpha = '0.5'")] == [
+        run_id
+    ]
     return {"artifact_uri": run.info.artifact_uri, "experiment_id": run.info.experiment_id, "versions": len(versions)}
 
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-from stack import BIN, Account
+from stack import BIN, Account  # noqa: E402
 
 ZONE = "mlflow-e2e.example.com"
 
@@ -34,6 +34,8 @@ def mlflow_python() -> Path:
     environment = ROOT / ".mlflow_aws/test/client-3.17.2"
     python = environment / "bin/python"
     uv = str(BIN / "uv")
-    subprocess.run([uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(environment)], check=True)
+    subprocess.run(
+        [uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable, str(environment)], check=True
+    )
     subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), "mlflow==3.17.2"], check=True)
     return python

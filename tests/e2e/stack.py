@@ -18,7 +18,9 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-RECAP = re.compile(r"^(?P<host>\S+)\s+: ok=(?P<ok>\d+)\s+changed=(?P<changed>\d+)\s+unreachable=\d+\s+failed=(?P<failed>\d+)", re.M)
+RECAP = re.compile(
+    r"^(?P<host>\S+)\s+: ok=(?P<ok>\d+)\s+changed=(?P<changed>\d+)\s+unreachable=\d+\s+failed=(?P<failed>\d+)", re.M
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class Run:
     @property
     def changed(self) -> dict[str, int]:
         """Changed tasks per host, from the last recap."""
-        return {match["host"]: int(match["changed"]) for match in RECAP.finditer(self.output.rpartition("PLAY RECAP")[2])}
+        return {
+            match["host"]: int(match["changed"]) for match in RECAP.finditer(self.output.rpartition("PLAY RECAP")[2])
+        }
 
     @property
     def text(self) -> str:
@@ -66,7 +70,9 @@ class Account:
     def start(self, zone: str) -> None:
         """Start the account, with one public hosted zone."""
         self.command("start", "--zone", zone)
-        lines = [line.removeprefix("export ") for line in self.command("env").splitlines() if line.startswith("export ")]
+        lines = [
+            line.removeprefix("export ") for line in self.command("env").splitlines() if line.startswith("export ")
+        ]
         self.environment = {name: value.strip("'") for name, value in (line.split("=", 1) for line in lines)}
 
     def stop(self) -> None:
@@ -78,7 +84,7 @@ class Account:
         import boto3
 
         env = self.environment
-        return boto3.client(
+        return boto3.client(  # type: ignore[call-overload]
             service,
             endpoint_url=env["AWS_ENDPOINT_URL"],
             verify=env["AWS_CA_BUNDLE"],
@@ -116,7 +122,9 @@ class Control:
 
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a run: nothing of another AWS account, nothing of another tracking server."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "ANSIBLE_"))}
+        kept = {
+            name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_", "ANSIBLE_"))
+        }
         return {
             **kept,
             "PATH": f"{BIN}:{kept['PATH']}",
@@ -129,7 +137,9 @@ class Control:
             **more,
         }
 
-    def playbook(self, name: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 900) -> Run:
+    def playbook(
+        self, name: str, *arguments: str, environment: Mapping[str, str] | None = None, timeout: float = 900
+    ) -> Run:
         """Run a playbook: a file of the checkout (site.yml) or one of the collection (mlops.mlflow_aws.site)."""
         playbook = str(ROOT / name) if name.endswith(".yml") else name
         command = [str(BIN / "ansible-playbook"), playbook, "-i", "inventories/local", *arguments]
@@ -137,7 +147,18 @@ class Control:
 
     def on_host(self, module: str, arguments: str, *more: str) -> str:
         """Run one module as root on the stack's host and return its output."""
-        command = [str(BIN / "ansible"), "mlflow_servers", "-i", "inventories/local", "--become", "-m", module, "-a", arguments, *more]
+        command = [
+            str(BIN / "ansible"),
+            "mlflow_servers",
+            "-i",
+            "inventories/local",
+            "--become",
+            "-m",
+            module,
+            "-a",
+            arguments,
+            *more,
+        ]
         return self._run(command, self.environment(), 120).succeeded().output
 
     def _run(self, command: list[str], environment: dict[str, str], timeout: float) -> Run:
@@ -167,4 +188,7 @@ class Control:
         """What client.env says, over an environment without any other MLflow setting."""
         lines = (self.files / "client.env").read_text().splitlines()
         values = dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
-        return {**{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}, **values}
+        return {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))},
+            **values,
+        }

@@ -1,4 +1,4 @@
-"""The built collection, installed where no checkout is: `mlops.mlflow_aws.site` and `.teardown`, with a domain of one's own."""
+"""The built collection, installed where no checkout is: `mlops.mlflow_aws.site` and `.teardown`, with a domain."""
 
 from __future__ import annotations
 
@@ -24,17 +24,34 @@ class Packaged(Control):
 @pytest.fixture(scope="module")
 def tarball(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("build")
-    subprocess.run([BIN / "ansible-galaxy", "collection", "build", "--output-path", directory, ROOT], check=True, capture_output=True)
+    subprocess.run(
+        [str(BIN / "ansible-galaxy"), "collection", "build", "--output-path", str(directory), str(ROOT)],
+        check=True,
+        capture_output=True,
+    )
     return next(directory.glob("mlops-mlflow_aws-*.tar.gz"))
 
 
 @pytest.fixture(scope="module")
 def control(account: Account, tarball: Path, tmp_path_factory: pytest.TempPathFactory) -> Packaged:
     control = Packaged(
-        tmp_path_factory.mktemp("packaged"), account, mlflow_stack="pkg", mlflow_vpc_cidr="10.44.0.0/20", mlflow_domain=ZONE, mlflow_hostname="ml"
+        tmp_path_factory.mktemp("packaged"),
+        account,
+        mlflow_stack="pkg",
+        mlflow_vpc_cidr="10.44.0.0/20",
+        mlflow_domain=ZONE,
+        mlflow_hostname="ml",
     )
     control.collections = control.directory / "collections"
-    install = [BIN / "ansible-galaxy", "collection", "install", tarball, "--no-deps", "-p", control.collections]
+    install = [
+        str(BIN / "ansible-galaxy"),
+        "collection",
+        "install",
+        str(tarball),
+        "--no-deps",
+        "-p",
+        str(control.collections),
+    ]
     subprocess.run(install, check=True, capture_output=True, env=control.environment())
     return control
 
@@ -48,13 +65,29 @@ def records(account: Account) -> dict[tuple[str, str], list[str]]:
     route53 = account.client("route53")
     zone = route53.list_hosted_zones_by_name(DNSName=ZONE)["HostedZones"][0]["Id"]
     sets = route53.list_resource_record_sets(HostedZoneId=zone)["ResourceRecordSets"]
-    return {(item["Name"].rstrip("."), item["Type"]): [value["Value"] for value in item["ResourceRecords"]] for item in sets}
+    return {
+        (item["Name"].rstrip("."), item["Type"]): [value["Value"] for value in item["ResourceRecords"]] for item in sets
+    }
 
 
 def test_tarball_holds_the_collection_and_nothing_else(tarball: Path, tmp_path: Path) -> None:
     shutil.unpack_archive(tarball, tmp_path)
     top = {path.name for path in tmp_path.iterdir()}
-    assert top <= {"FILES.json", "MANIFEST.json", "LICENSE", "README.md", "CHANGELOG.rst", "CONTRIBUTING.md", "changelogs", "docs", "meta", "playbooks", "plugins", "requirements.yml", "roles"}, top
+    assert top <= {
+        "FILES.json",
+        "MANIFEST.json",
+        "LICENSE",
+        "README.md",
+        "CHANGELOG.rst",
+        "CONTRIBUTING.md",
+        "changelogs",
+        "docs",
+        "meta",
+        "playbooks",
+        "plugins",
+        "requirements.yml",
+        "roles",
+    }, top
     assert {"meta", "playbooks", "plugins", "roles"} <= top
 
 
@@ -64,7 +97,9 @@ def test_site_from_the_tarball_ends_verified(site: Run, control: Packaged) -> No
 
 
 def test_the_name_points_at_the_elastic_ip(site: Run, account: Account) -> None:
-    addresses = account.client("ec2").describe_addresses(Filters=[{"Name": "tag:mlflow:stack", "Values": ["pkg"]}])["Addresses"]
+    addresses = account.client("ec2").describe_addresses(Filters=[{"Name": "tag:mlflow:stack", "Values": ["pkg"]}])[
+        "Addresses"
+    ]
     found = records(account)
     assert found[(f"ml.{ZONE}", "A")] == [addresses[0]["PublicIp"]]
     assert found[(f"_mlflow-stack.ml.{ZONE}", "TXT")] == ['"heritage=mlops.mlflow_aws,stack=pkg"']
@@ -74,7 +109,9 @@ def test_a_name_that_serves_somebody_else_is_not_taken(site: Run, control: Packa
     route53 = account.client("route53")
     zone = route53.list_hosted_zones_by_name(DNSName=ZONE)["HostedZones"][0]["Id"]
     record = {"Name": f"taken.{ZONE}", "Type": "A", "TTL": 60, "ResourceRecords": [{"Value": "192.0.2.1"}]}
-    route53.change_resource_record_sets(HostedZoneId=zone, ChangeBatch={"Changes": [{"Action": "CREATE", "ResourceRecordSet": record}]})
+    route53.change_resource_record_sets(
+        HostedZoneId=zone, ChangeBatch={"Changes": [{"Action": "CREATE", "ResourceRecordSet": record}]}
+    )
     refused = control.playbook("mlops.mlflow_aws.provision", "-e", "mlflow_hostname=taken").refused()
     assert f"taken.{ZONE} (A) exists in the hosted zone {ZONE} and does not belong to the stack pkg" in refused.text
     assert records(account)[(f"taken.{ZONE}", "A")] == ["192.0.2.1"]
@@ -82,6 +119,8 @@ def test_a_name_that_serves_somebody_else_is_not_taken(site: Run, control: Packa
 
 def test_teardown_from_the_tarball_leaves_nothing(site: Run, control: Packaged, account: Account) -> None:
     confirm = ("-e", "mlflow_teardown_confirm=pkg", "-e", "mlflow_teardown_data=delete")
-    assert "0 resources left of the stack pkg" in control.playbook("mlops.mlflow_aws.teardown", *confirm).succeeded().text
+    assert (
+        "0 resources left of the stack pkg" in control.playbook("mlops.mlflow_aws.teardown", *confirm).succeeded().text
+    )
     names = {name for name, _ in records(account)}
     assert names == {ZONE, f"taken.{ZONE}"}

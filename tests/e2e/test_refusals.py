@@ -1,4 +1,4 @@
-"""Inputs that cannot work are refused before anything is created, with the variable, the value, what is allowed and the file."""
+"""Inputs that cannot work are refused before anything is created: variable, value, what is allowed, and the file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Contr
 
 
 def provision(control: Control, inputs: dict[str, Any], **environment: str) -> str:
-    run = control.playbook("playbooks/provision.yml", "-e", json.dumps(inputs), environment=control.environment(**environment))
+    run = control.playbook(
+        "playbooks/provision.yml", "-e", json.dumps(inputs), environment=control.environment(**environment)
+    )
     return run.refused().text
 
 
@@ -60,17 +62,26 @@ def test_all_bad_inputs_are_named_at_once(control: Control) -> None:
     [
         ("mlflow_region", "eu-central-9", "eu-west-1"),
         ("mlflow_instance_type", "t9.nano", "an EC2 instance type that eu-central-1 offers"),
-        ("mlflow_zones", ["eu-central-1a", "eu-central-1x"], "zones of eu-central-1 that offer t3.small: eu-central-1a"),
+        (
+            "mlflow_zones",
+            ["eu-central-1a", "eu-central-1x"],
+            "zones of eu-central-1 that offer t3.small: eu-central-1a",
+        ),
         ("mlflow_database_engine_version", "17.99", "a PostgreSQL version that RDS offers in eu-central-1: "),
         ("mlflow_database_class", "db.t99.micro", "an RDS instance class that eu-central-1 offers for PostgreSQL 17."),
         ("mlflow_domain", "nobody.example.org", "a domain whose public hosted zone is in the account"),
     ],
 )
-def test_what_aws_does_not_offer_is_refused_before_the_first_change(control: Control, account: Account, variable: str, value: Any, allowed: str) -> None:
+def test_what_aws_does_not_offer_is_refused_before_the_first_change(
+    control: Control, account: Account, variable: str, value: Any, allowed: str
+) -> None:
     text = provision(control, {variable: value})
-    assert f"- {variable} is {json.dumps(value)}; allowed: {allowed}" in text or (f"- {variable} is {json.dumps(value)}" in text and allowed in text)
+    assert f"- {variable} is {json.dumps(value)}; allowed: {allowed}" in text or (
+        f"- {variable} is {json.dumps(value)}" in text and allowed in text
+    )
     assert "Nothing was changed." in text
-    assert [vpc for vpc in account.client("ec2").describe_vpcs(Filters=[{"Name": "tag:mlflow:stack", "Values": ["refused"]}])["Vpcs"]] == []
+    mine = [{"Name": "tag:mlflow:stack", "Values": ["refused"]}]
+    assert account.client("ec2").describe_vpcs(Filters=mine)["Vpcs"] == []
 
 
 def test_missing_credentials_are_explained(control: Control) -> None:
