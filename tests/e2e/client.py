@@ -8,15 +8,16 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import mlflow
 from mlflow.tracking import MlflowClient
 
 
-class Doubler(mlflow.pyfunc.PythonModel):
+class Doubler(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """A model whose answer can be checked."""
 
-    def predict(self, context, model_input: list[float], params=None) -> list[float]:
+    def predict(self, context: Any, model_input: list[float], params: Any = None) -> list[float]:
         return [2 * value for value in model_input]
 
 

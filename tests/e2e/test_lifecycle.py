@@ -181,9 +181,10 @@ def test_server_may_touch_its_artifacts_and_nothing_else(control: Control, accou
     probe = Path(__file__).with_name("policy_probe.py")
     control.on_host("ansible.builtin.copy", f"src={probe} dest=/tmp/probe.py mode=0644")
     # The CA of the store and the credentials of the metadata service are all that the server itself has.
+    endpoint = account.environment["MLFLOW_S3_ENDPOINT_URL"]
     command = (
         "AWS_CA_BUNDLE=$(sed -n 's/^AWS_CA_BUNDLE=//p' /etc/mlflow/mlflow.env | tr -d '\"')"
-        f" /opt/mlflow/current/bin/python /tmp/probe.py {bucket_of(account)} {account.environment['MLFLOW_S3_ENDPOINT_URL']};"
+        f" /opt/mlflow/current/bin/python /tmp/probe.py {bucket_of(account)} {endpoint};"
         " rm /tmp/probe.py"
     )
     account.command("enforce", "on")
