@@ -6,6 +6,8 @@ import json
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +227,20 @@ def test_another_control_machine_continues(control: Control, account: Account, s
         other.client_environment()["MLFLOW_TRACKING_PASSWORD"]
         == control.client_environment()["MLFLOW_TRACKING_PASSWORD"]
     )
+
+
+def test_hosts_are_prepared_while_the_database_is_not_available(control: Control, account: Account, site: Run) -> None:
+    rds = account.client("rds")
+    rds.stop_db_instance(DBInstanceIdentifier="mlflow-e2e")
+    with ThreadPoolExecutor() as pool:
+        configuring = pool.submit(control.playbook, "playbooks/configure.yml")
+        # Long enough for the first plays to have seen it stopped.
+        time.sleep(20)
+        rds.start_db_instance(DBInstanceIdentifier="mlflow-e2e")
+        run = configuring.result().succeeded()
+    before, _, after = run.output.partition("wait | Wait until the database is available")
+    assert "install | " in before and after, run.output[-3000:]
+    control.playbook("playbooks/verify.yml").succeeded()
 
 
 def test_teardown_wants_the_name(control: Control, account: Account, site: Run) -> None:
