@@ -18,9 +18,9 @@ ZONE = "mlflow-e2e.example.com"
 
 
 @pytest.fixture(scope="session")
-def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+def account() -> Iterator[Account]:
     """An empty account with one hosted zone."""
-    account = Account(tmp_path_factory.mktemp("account"))
+    account = Account(ROOT / ".mlflow_aws/test/account")
     try:
         account.start(ZONE)
         yield account

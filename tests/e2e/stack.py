@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import docker
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,12 +56,30 @@ class Run:
         return self
 
 
+def free_cidr(taken: set[str]) -> str:
+    """Return a /16 that no network of this machine overlaps, and that no other stack of this session has taken."""
+    engine = docker.from_env()
+    configs = [config for network in engine.networks.list() for config in network.attrs["IPAM"]["Config"] or []]
+    used = [ipaddress.ip_network(config["Subnet"]) for config in configs if "Subnet" in config]
+    routes = subprocess.run(["ip", "-4", "-o", "route"], capture_output=True, text=True, check=True).stdout.split()
+    used += [ipaddress.ip_network(word) for word in routes if re.fullmatch(r"[0-9.]+/[0-9]+", word)]
+    candidates = (f"10.{number}.0.0/16" for number in range(100, 250))
+    found = next(
+        cidr
+        for cidr in candidates
+        if cidr not in taken and not any(ipaddress.ip_network(cidr).overlaps(net) for net in used if net.version == 4)
+    )
+    taken.add(found)
+    return found
+
+
 class Account:
     """The AWS account that a test session uses: a local one, in a state directory of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.environment: dict[str, str] = {}
+        self.networks: set[str] = set()
 
     def command(self, *words: str) -> str:
         """Run one command of the local AWS and return its standard output."""
@@ -68,7 +88,8 @@ class Account:
         return done.stdout
 
     def start(self, zone: str) -> None:
-        """Start the account, with one public hosted zone."""
+        """Start the account, with one public hosted zone; what a killed session left is ended first."""
+        self.command("stop")
         self.command("start", "--zone", zone)
         lines = [
             line.removeprefix("export ") for line in self.command("env").splitlines() if line.startswith("export ")
@@ -103,6 +124,7 @@ class Control:
         shutil.copytree(ROOT / "inventories/local", directory / "inventories/local")
         self.stack_file = directory / "inventories/local/group_vars/all.yml"
         self.inputs: dict[str, Any] = {**yaml.safe_load(self.stack_file.read_text()), **inputs}
+        self.inputs["mlflow_vpc_cidr"] = inputs.get("mlflow_vpc_cidr") or free_cidr(account.networks)
         self.write()
 
     @property

@@ -20,7 +20,7 @@ TEARDOWN = ("-e", "mlflow_teardown_confirm=e2e")
 
 @pytest.fixture(scope="module")
 def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Control:
-    return Control(tmp_path_factory.mktemp("control"), account, mlflow_stack="e2e", mlflow_vpc_cidr="10.43.0.0/16")
+    return Control(tmp_path_factory.mktemp("control"), account, mlflow_stack="e2e")
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,6 @@ def control(account: Account, tarball: Path, tmp_path_factory: pytest.TempPathFa
         tmp_path_factory.mktemp("packaged"),
         account,
         mlflow_stack="pkg",
-        mlflow_vpc_cidr="10.44.0.0/20",
         mlflow_domain=ZONE,
         mlflow_hostname="ml",
     )

@@ -13,7 +13,7 @@ UNREACHABLE = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"
 
 @pytest.fixture(scope="module")
 def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Control:
-    return Control(tmp_path_factory.mktemp("refused"), account, mlflow_stack="refused", mlflow_vpc_cidr="10.45.0.0/16")
+    return Control(tmp_path_factory.mktemp("refused"), account, mlflow_stack="refused")
 
 
 def provision(control: Control, inputs: dict[str, Any], **environment: str) -> str:
