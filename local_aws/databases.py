@@ -306,14 +306,16 @@ class Databases:
         database.status = "available"
 
     def _await_tls(self, database: DBInstance, container: Container) -> None:
-        """Wait until the server offers TLS on its port. Raises StartError when it ends, or after START_SECONDS."""
+        """Wait until the server offers TLS on its port and takes logins. Raises StartError when it ends, or after START_SECONDS."""
         target = (self._addresses[database.arn][1], int(database.port or 5432))
+        ready = ["/usr/local/lib/postgresql-bin/pg_isready", "-q", "-h", "/var/run/postgresql", "-p", str(target[1])]
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(target, timeout=2) as link:
                 link.settimeout(5)
                 link.sendall(SSL_REQUEST)
-                if link.recv(1) == b"S":
+                # TLS is offered while the server still recovers; pg_isready knows when it takes logins
+                if link.recv(1) == b"S" and container.exec_run(ready).exit_code == 0:
                     return
             container.reload()
             if container.status == "exited":
