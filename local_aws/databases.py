@@ -306,7 +306,7 @@ class Databases:
         database.status = "available"
 
     def _await_tls(self, database: DBInstance, container: Container) -> None:
-        """Wait until the server offers TLS on its port and takes logins. Raises StartError when it ends, or after START_SECONDS."""
+        """Wait until the server offers TLS and takes logins. Raises StartError when it ends, or after START_SECONDS."""
         target = (self._addresses[database.arn][1], int(database.port or 5432))
         ready = ["/usr/local/lib/postgresql-bin/pg_isready", "-q", "-h", "/var/run/postgresql", "-p", str(target[1])]
         deadline = time.monotonic() + START_SECONDS
