@@ -55,6 +55,15 @@ def bucket_of(account: Account) -> str:
     return str(next(name for name in names if name.startswith("mlflow-e2e-")))
 
 
+def test_check_mode_on_an_empty_account_creates_nothing(account: Account, tmp_path: Path) -> None:
+    check = Control(tmp_path, account, mlflow_stack="empty").playbook("site.yml", "--check", "--diff").succeeded()
+    assert check.changed["localhost"] > 0, check.output
+    mine = [{"Name": "tag:mlflow:stack", "Values": ["empty"]}]
+    assert account.client("ec2").describe_vpcs(Filters=mine)["Vpcs"] == []
+    assert account.client("secretsmanager").list_secrets()["SecretList"] == []
+    assert not (tmp_path / ".mlflow_aws").exists()
+
+
 def test_site_ends_verified(site: Run) -> None:
     assert re.search(r"MLflow is up: https://[0-9.]+/ user: admin", site.text)
     assert re.search(r"Verified in [0-9.]+ s: .*artifact \(SHA-256 equal\).*refused: no login.*5000, 5432", site.text)
