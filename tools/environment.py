@@ -40,6 +40,10 @@ LINK_TARGET = Path("../../../..")
 # Measured: 0.7 GB for the environment, as much again in uv's cache when that cannot be hard-linked.
 SPACE = int(1.5 * GIGABYTE)
 PYTHON = VENV / "bin/python"
+COMPILED = (
+    *("ansible", "boto3", "botocore", "cryptography", "dateutil", "jinja2"),
+    *("jmespath", "markupsafe", "packaging", "s3transfer", "urllib3", "yaml"),
+)
 
 
 def base_python() -> str:
@@ -163,6 +167,17 @@ def install_packages() -> None:
         )
 
 
+def compile_packages() -> None:
+    """Compile what every AWS module imports, in about a second.
+
+    uv leaves no bytecode, and where PYTHONDONTWRITEBYTECODE is set nobody else does: each module run would then spend
+    0.15 s of its 0.6 s on compiling boto3 (measured on 2 cores).
+    """
+    library = f"lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+    packages = [VENV / library / name for name in COMPILED]
+    run_quietly([PYTHON, "-m", "compileall", "-q", "-j", "2", *packages], "compile the packages")
+
+
 def build() -> None:
     """Build the environment from nothing; the stamp is written last, so that an interrupted build is seen as such."""
     ensure_venv_module()
@@ -171,6 +186,7 @@ def build() -> None:
     shutil.rmtree(VENV, ignore_errors=True)
     run_quietly([base_python(), "-m", "venv", VENV], "create .venv")
     install_packages()
+    compile_packages()
     STAMP.write_text(fingerprint())
 
 
