@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 from urllib.parse import parse_qs, urlsplit
 
-import boto3
 import pytest
 from stack import BIN, ROOT, Account, Control
 
@@ -25,13 +24,14 @@ ERROR = (
 
 
 class Gate:
-    """A proxy before the account that answers chosen EC2 actions with an error of AWS's own form."""
+    """A proxy before the account that answers chosen calls with an error of AWS's own form."""
 
     def __init__(self, account: Account) -> None:
         target = urlsplit(account.environment["AWS_ENDPOINT_URL"])
         # TLS behind the gate: the bucket's own policy refuses what came over plain HTTP.
         tls = ssl.create_default_context(cafile=account.environment["AWS_CA_BUNDLE"])
         self.refuse: Callable[[str], tuple[int, str, str] | None] = lambda action: None
+        # An EC2 action's name, or method and path of S3.
         self.actions: list[str] = []
         gate = self
 
@@ -41,7 +41,9 @@ class Gate:
 
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                action = parse_qs(body.decode("latin-1")).get("Action", [""])[0]
+                action = parse_qs(body.decode("latin-1")).get("Action", [f"{self.command} {urlsplit(self.path).path}"])[
+                    0
+                ]
                 gate.actions.append(action)
                 if refusal := gate.refuse(action):
                     status, code, message = refusal
@@ -91,23 +93,13 @@ def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Itera
     assert "0 resources left of the stack faults" in control.playbook("teardown.yml", *confirm).succeeded().text
 
 
-def test_a_bucket_of_somebody_else_is_explained(control: Control, account: Account) -> None:
-    session = account.client("sts").assume_role(
-        RoleArn="arn:aws:iam::222222222222:role/stranger", RoleSessionName="stranger"
-    )["Credentials"]
-    stranger = boto3.client(
-        "s3",
-        endpoint_url=account.environment["AWS_ENDPOINT_URL"],
-        verify=account.environment["AWS_CA_BUNDLE"],
-        region_name="eu-central-1",
-        aws_access_key_id=session["AccessKeyId"],
-        aws_secret_access_key=session["SecretAccessKey"],
-        aws_session_token=session["SessionToken"],
-    )
-    stranger.create_bucket(
-        Bucket="taken-by-a-stranger", CreateBucketConfiguration={"LocationConstraint": "eu-central-1"}
-    )
-    text = control.playbook("playbooks/provision.yml", "-e", "mlflow_bucket=taken-by-a-stranger").refused().text
+def test_a_bucket_of_somebody_else_is_explained(control: Control, gate: Gate) -> None:
+    """AWS shows a foreign bucket by refusing: 403 to HeadBucket, BucketAlreadyExists to CreateBucket."""
+    answers = {"HEAD": (403, "AccessDenied", "Access Denied"), "PUT": (409, "BucketAlreadyExists", "Not available.")}
+    gate.refuse = lambda action: answers.get(action.split()[0]) if action.endswith(" /taken-by-a-stranger") else None
+    environment = control.environment(AWS_ENDPOINT_URL=gate.url)
+    words = ("-e", "mlflow_bucket=taken-by-a-stranger")
+    text = control.playbook("playbooks/provision.yml", *words, environment=environment).refused().text
     assert "Failed to create the artifact bucket taken-by-a-stranger in eu-central-1" in text
     assert "set mlflow_bucket in the stack file to a name of your own" in text
     assert "run the playbook again and it continues from here" in text

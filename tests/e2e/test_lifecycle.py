@@ -60,7 +60,8 @@ def test_check_mode_on_an_empty_account_creates_nothing(account: Account, tmp_pa
     assert check.changed["localhost"] > 0, check.output
     mine = [{"Name": "tag:mlflow:stack", "Values": ["empty"]}]
     assert account.client("ec2").describe_vpcs(Filters=mine)["Vpcs"] == []
-    assert account.client("secretsmanager").list_secrets()["SecretList"] == []
+    secrets = account.client("secretsmanager").list_secrets()["SecretList"]
+    assert [secret for secret in secrets if secret["Name"].startswith("mlflow-empty/")] == []
     assert not (tmp_path / ".mlflow_aws").exists()
 
 
@@ -309,6 +310,10 @@ def test_nothing_is_left_by_anybody_elses_count(account: Account, site: Run) -> 
     ] == []
     assert account.client("s3").list_buckets()["Buckets"] == []
     assert account.client("secretsmanager").list_secrets(IncludePlannedDeletion=True)["SecretList"] == []
+    assert (
+        account.client("logs").describe_log_groups(logGroupNamePrefix="/aws/rds/instance/mlflow-e2e/")["logGroups"]
+        == []
+    )
     assert [role["RoleName"] for role in iam.list_roles()["Roles"] if "mlflow" in role["RoleName"]] == []
     assert [
         profile
