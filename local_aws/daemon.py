@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from local_aws.engine import connect, remove_leftovers
+from local_aws.engine import connect, remove_abandoned, remove_leftovers
 from local_aws.errors import LocalAwsError
 from local_aws.server import LOCAL_ADDRESS, LOOPBACK, Listeners
 from local_aws.state import Settings, StateDir
@@ -75,7 +75,7 @@ class _Daemon:
         signal.signal(signal.SIGINT, lambda *_: self._ended.set())
         state, settings = self._state, self._settings
         client = connect()
-        removed = remove_leftovers(client, state)
+        removed = remove_leftovers(client, state) + remove_abandoned(client, state)
         if removed:
             log.info("removed %d containers and networks of an earlier run", removed)
 

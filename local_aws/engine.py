@@ -6,6 +6,7 @@ import io
 import tarfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import docker
 import docker.errors
@@ -95,3 +96,26 @@ def remove_leftovers(client: DockerClient, state: StateDir) -> int:
         except docker.errors.NotFound:
             continue
     return len(containers) + len(networks)
+
+
+def remove_abandoned(client: DockerClient, own: StateDir) -> int:
+    """Remove what accounts of other state directories left whose daemon lives no more; returns how many things.
+
+    Their networks would keep address ranges from this account for ever. A daemon holds its lock for its whole life, and
+    nothing of an account exists without one but leftovers. What cannot be looked at counts as living.
+    """
+    filters: dict[str, str | list[str] | bool] = {"label": "local_aws=1"}
+    networks = [network.attrs.get("Labels") or {} for network in client.networks.list(filters=filters)]
+    containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
+    labels = [*networks, *(container.labels for container in containers)]
+    paths = {Path(label["local_aws.state"]) for label in labels if "local_aws.state" in label} - {own.path}
+    removed = 0
+    for path in sorted(paths):
+        other = StateDir(path)
+        try:
+            abandoned = not other.daemon_runs()
+        except OSError:
+            continue
+        if abandoned:
+            removed += remove_leftovers(client, other)
+    return removed

@@ -24,6 +24,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from local_aws.networks import overlap, used_ranges
+from local_aws.state import StateDir
 
 ROOT = Path(__file__).parents[3]
 PASSWORD = "p@ss/w:rd#100%&x"  # every character that a careless quoting or URL breaks on
@@ -464,6 +465,26 @@ def test_a_killed_daemon_leaves_nothing_that_breaks_a_start(account: Account) ->
     with pytest.raises(docker.errors.NotFound):
         container.reload()
     assert account.client("ec2").describe_instances()["Reservations"] == []
+
+
+def test_a_start_removes_what_dead_accounts_left_and_nothing_of_living_ones(account: Account, tmp_path: Path) -> None:
+    client = docker.from_env()
+    dead, living = tmp_path / "dead", tmp_path / "living"
+    living.mkdir()
+    with StateDir(living).daemon_lock():
+        kept, left = (
+            client.networks.create(f"local-aws-test-{path.name}", labels=StateDir(path).labels)
+            for path in (living, dead)
+        )
+        try:
+            local_aws(account.directory, "stop")
+            local_aws(account.directory, "start")
+            kept.reload()
+            with pytest.raises(docker.errors.NotFound):
+                left.reload()
+        finally:
+            kept.remove()
+    assert not dead.exists()
 
 
 def test_stop_removes_everything_and_is_idempotent(account: Account) -> None:
