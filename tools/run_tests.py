@@ -111,8 +111,8 @@ def lint_checks() -> Iterator[Check]:
     if (ROOT / "tools/role_docs.py").exists():
         yield Check("role documentation", python("-m", "tools.role_docs", "--check"))
     if tracked("plugins/modules/*.py"):
-        # It copies what git knows of each collection, which is nothing of those in .venv, unless git cannot see from there
-        # that they lie in this checkout.
+        # It copies what git knows of each collection, which is nothing of those in .venv, unless git cannot see from
+        # there that they lie in this checkout.
         ceiling = f"GIT_CEILING_DIRECTORIES={VENV}"
         lint = tool("antsibull-docs", "lint-collection-docs", "--plugin-docs", ".")
         yield Check("antsibull-docs", ("env", ceiling, *lint))
