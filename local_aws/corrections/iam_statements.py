@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flask
 from moto.iam.access_control import IAMPolicyStatement, PermissionResult
 
 from local_aws.patching import Patcher
@@ -90,6 +91,19 @@ def fulfilled(conditions: Mapping[str, Mapping[str, Any]], context: Mapping[str,
     return True
 
 
+S3_LIST_KEYS = {"prefix": "s3:prefix", "delimiter": "s3:delimiter", "max-keys": "s3:max-keys"}
+"""Condition keys that a listing carries, by query parameter. Source:
+https://docs.aws.amazon.com/service-authorization/latest/reference/list_amazons3.html#amazons3-policy-keys"""
+
+
+def s3_list_keys(action: str) -> dict[str, str]:
+    """The condition keys of the listing that is being answered; none for any other action."""
+    if not action.startswith("s3:List") or not flask.has_request_context():
+        return {}
+    query = flask.request.args
+    return {key: query[parameter] for parameter, key in S3_LIST_KEYS.items() if parameter in query}
+
+
 def apply(patch: Patcher) -> None:
     original = IAMPolicyStatement.is_action_permitted
 
@@ -102,6 +116,7 @@ def apply(patch: Patcher) -> None:
     ) -> PermissionResult:
         context = {
             "aws:SecureTransport": "true" if secure_transport.get() else "false",
+            **s3_list_keys(action),
             **(incoming_condition_values or {}),
         }
         if not fulfilled(self._statement.get("Condition") or {}, context):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +17,9 @@ class Packaged(Control):
     collections: Path
 
     def environment(self, **more: str) -> dict[str, str]:
-        return super().environment(ANSIBLE_CONFIG=os.devnull, ANSIBLE_COLLECTIONS_PATH=str(self.collections), **more)
+        empty = self.directory / "ansible.cfg"
+        empty.touch()
+        return super().environment(ANSIBLE_CONFIG=str(empty), ANSIBLE_COLLECTIONS_PATH=str(self.collections), **more)
 
 
 @pytest.fixture(scope="module")

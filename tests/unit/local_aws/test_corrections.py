@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import boto3
+import flask
 import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
@@ -213,3 +214,16 @@ def test_rds_refuses_what_it_does_not_offer(
 def test_a_major_version_means_its_default_minor(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     use(rds_offers, corrected, monkeypatch)
     assert create_database("16")["EngineVersion"] == (rds_offers.default_version(16) if corrected else "16")
+
+
+def test_a_listing_carries_its_prefix_into_the_conditions() -> None:
+    app = flask.Flask(__name__)
+    with app.test_request_context("/bucket?list-type=2&prefix=artifacts%2F1&delimiter=%2F"):
+        keys = iam_statements.s3_list_keys("s3:ListBucket")
+        assert keys == {"s3:prefix": "artifacts/1", "s3:delimiter": "/"}
+        assert iam_statements.fulfilled({"StringLike": {"s3:prefix": ["artifacts/*"]}}, keys)
+        assert not iam_statements.fulfilled({"StringLike": {"s3:prefix": ["other/*"]}}, keys)
+        assert iam_statements.s3_list_keys("s3:GetObject") == {}
+    with app.test_request_context("/bucket?list-type=2"):
+        keys = iam_statements.s3_list_keys("s3:ListBucket")
+        assert not iam_statements.fulfilled({"StringLike": {"s3:prefix": ["artifacts/*"]}}, keys)
