@@ -123,7 +123,7 @@ class Validation:
         self.client = client
         self.settings = settings
         self.checks: list[dict[str, t.Any]] = []
-        self.skipped: list[dict[str, str]] = []
+        self.not_checked: list[dict[str, str]] = []
         self.failure: dict[str, str] | None = None
         self.server_version = ""
         self._started = time.monotonic()
@@ -182,7 +182,7 @@ class Validation:
         return {
             "ok": self.failure is None,
             "checks": self.checks,
-            "skipped": self.skipped,
+            "not_checked": self.not_checked,
             "server_version": self.server_version,
             "seconds": round(self._seconds, 3),
             "summary": self.summary(),
@@ -199,8 +199,8 @@ class Validation:
             parts.append("refused: " + ", ".join(refused))
         if bad:
             parts.append("FAILED: " + ", ".join(bad))
-        if self.skipped:
-            parts.append("not checked: " + ", ".join(skip["name"] for skip in self.skipped))
+        if self.not_checked:
+            parts.append("not checked: " + ", ".join(skip["name"] for skip in self.not_checked))
         return "; ".join(part for part in parts if part)
 
     @staticmethod
@@ -233,7 +233,7 @@ class Validation:
         return [name for name in CHECKS if name in names] + refusals
 
     def _skip(self, name: str, reason: str) -> None:
-        self.skipped.append({"name": name, "reason": reason})
+        self.not_checked.append({"name": name, "reason": reason})
 
     def _guard(self, name: str, check: t.Callable[[], str], suffix: str = "") -> None:
         """Run one check unless it cannot tell anything; turn its outcome into data."""

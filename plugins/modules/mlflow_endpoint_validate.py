@@ -137,7 +137,7 @@ attributes:
     description: Can run in check_mode and return changed status prediction without modifying target.
     support: full
     details:
-      - In check mode only what reads is checked, that is V(health), V(version), V(login) and the refusals. The rest is listed in RV(skipped).
+      - In check mode only what reads is checked, that is V(health), V(version), V(login) and the refusals. The rest is listed in RV(not_checked).
   diff_mode:
     description: Will return details on what has changed (or possibly needs changing in check_mode), when in diff mode.
     support: none
@@ -224,7 +224,7 @@ checks:
       type: float
       returned: always
       sample: 0.162
-skipped:
+not_checked:
   description: What was asked for and not checked, and why; for example what builds on a check that failed.
   returned: always
   type: list

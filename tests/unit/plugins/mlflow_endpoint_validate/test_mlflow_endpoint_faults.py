@@ -95,7 +95,9 @@ def test_nothing_listens() -> None:
     assert result["msg"] == "Failed to reach {url}: {cause}. {next_step}".format(**result["failure"])
     # A server that is not there refuses everything; that proves nothing.
     assert outcome(result) == {"health": False}
-    assert {"refuse_no_login", "refuse_wrong_login", "refuse_plain_http"} < {skip["name"] for skip in result["skipped"]}
+    assert {"refuse_no_login", "refuse_wrong_login", "refuse_plain_http"} < {
+        skip["name"] for skip in result["not_checked"]
+    }
 
 
 def test_failure_can_be_returned_as_data() -> None:
@@ -185,7 +187,7 @@ def test_wrong_login_names_no_password(real: RealServer, authority: Authority) -
     assert result["failure"]["cause"].endswith(": the login was refused")
     assert "certainly-wrong" not in json.dumps(result)
     # Refusing everybody is no proof of refusing the right ones.
-    assert {"refuse_no_login", "refuse_wrong_login", "refuse_foreign_host"} < {s["name"] for s in result["skipped"]}
+    assert {"refuse_no_login", "refuse_wrong_login", "refuse_foreign_host"} < {s["name"] for s in result["not_checked"]}
 
 
 def test_password_beyond_ascii_is_explained(proxy: FaultyServer, authority: Authority) -> None:
@@ -445,7 +447,7 @@ def test_changed_artifact_is_found(proxy: FaultyServer, real: RealServer, author
     result = validate(proxy, authority.ca)
     assert result["failure"]["check"] == "artifact"
     assert "200000 bytes with SHA-256" in result["failure"]["cause"]
-    assert {skip["name"]: skip["reason"] for skip in result["skipped"]} == {"model_registry": "needs artifact"}
+    assert {skip["name"]: skip["reason"] for skip in result["not_checked"]} == {"model_registry": "needs artifact"}
     assert outcome(result)["search"] is True
     assert real.left() == []
 

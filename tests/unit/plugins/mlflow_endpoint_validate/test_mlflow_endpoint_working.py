@@ -51,7 +51,7 @@ def test_real_server_passes_every_check(real: RealServer, authority: Authority) 
     given = arguments(real, authority)
     result = run_module(given)
     assert not result.get("failed"), result
-    assert result["ok"] is True and result["failure"] is None and result["skipped"] == []
+    assert result["ok"] is True and result["failure"] is None and result["not_checked"] == []
     refusals = {"refuse_no_login", "refuse_wrong_login", "refuse_foreign_host", "refuse_plain_http"}
     assert outcome(result) == dict.fromkeys(
         [*ALL, *refusals, f"refuse_port_{given['refuse_ports'][0]}", "cleanup"], True
@@ -96,7 +96,7 @@ def test_check_mode_only_reads(proxy: FaultyServer, authority: Authority) -> Non
     assert {"health", "version", "login", "refuse_no_login", "refuse_wrong_login", "refuse_foreign_host"} < set(
         outcome(result)
     )
-    assert {skip["name"] for skip in result["skipped"]} == ALL - {"health", "version", "login"}
+    assert {skip["name"] for skip in result["not_checked"]} == ALL - {"health", "version", "login"}
     assert {command for command, _, _ in proxy.seen} == {"GET"}
 
 
