@@ -14,6 +14,8 @@ import json
 import os
 import platform
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,7 +25,7 @@ from local_aws.errors import LocalAwsError
 from tools.console import ROOT, ProblemError, Times, exclusive, fail, say, state_dir
 
 PARTS = ("install", "memory", "latency", "throughput", "artifacts", "restart")
-LATENCY_ROUNDS, THROUGHPUT_ROUNDS, ARTIFACT_ROUNDS = 5, 3, 3
+LATENCY_ROUNDS, THROUGHPUT_ROUNDS, ARTIFACT_ROUNDS = 4, 3, 3
 
 
 def request_of(part: str, machines: lab.Lab, mib: int) -> dict[str, Any]:
@@ -34,7 +36,7 @@ def request_of(part: str, machines: lab.Lab, mib: int) -> dict[str, Any]:
     def chosen(*names: str) -> list[dict[str, Any]]:
         return [known[name] for name in names]
 
-    counts = {"get_experiment": 25, "log_metric": 25, "create_run": 25, "log_batch": 10, "search": 4}
+    counts = {"get_experiment": 25, "log_metric": 25, "create_run": 25, "log_batch": 10, "search": 3}
     requests: dict[str, dict[str, Any]] = {
         "latency": {"targets": chosen(*tutorials, *others), "operations": counts, "rounds": LATENCY_ROUNDS},
         "throughput": {
@@ -42,9 +44,9 @@ def request_of(part: str, machines: lab.Lab, mib: int) -> dict[str, Any]:
             "operations": list(report.CALLS),
             "rounds": THROUGHPUT_ROUNDS,
             "clients": 16,
-            "seconds": 2.5,
+            "seconds": 2,
         },
-        "memory": {"targets": chosen("tutorial, SQLite", "role", "role, one worker"), "settle": 8},
+        "memory": {"targets": chosen("tutorial, SQLite", "role", "role, one worker"), "settle": 5},
         "artifacts": {
             "targets": chosen("bare", "role"),
             "rounds": ARTIFACT_ROUNDS,
@@ -56,8 +58,8 @@ def request_of(part: str, machines: lab.Lab, mib: int) -> dict[str, Any]:
         "restart": {
             "targets": chosen("tutorial, PostgreSQL", "role"),
             "clients": 8,
-            "seconds": 28,
-            "moments": [3, 14],
+            "seconds": 24,
+            "moments": [2, 12],
         },
         "await": {"targets": chosen(*tutorials, *others)},
     }
@@ -102,40 +104,49 @@ def facts(machines: lab.Lab, workers: int) -> dict[str, str]:
     }
 
 
-def bench(parts: list[str], mib: int) -> str:
-    """Run the parts and return the report."""
+def install(machines: lab.Lab, first: float) -> dict[str, Any]:
+    """Return how long the roles and the tutorial take; `first` is what the roles took on the fresh host."""
+    again = lab.converge(machines)
+    return {"role": first, "again": again, "tutorial": lab.tutorial_seconds(machines, contenders.VERSION)}
+
+
+def bench(parts: list[str], mib: int) -> tuple[str, bool]:
+    """Run the parts; return the report, and whether all of them could be measured."""
     times = Times()
     results: dict[str, Any] = {}
+    failures: dict[str, str] = {}
     load = f"{os.getloadavg()[0]:.1f}"
     with exclusive("bench"), lab.running(state_dir() / "bench") as machines:
         with times.step("set-up"):
             first = lab.converge(machines)
             workers = contenders.set_up(machines)
-        if "install" in parts:
-            with times.step("install"):
-                again = lab.converge(machines)
-                tutorial = lab.tutorial_seconds(machines, contenders.VERSION)
-                results["install"] = {"role": first, "again": again, "tutorial": tutorial}
-        if "memory" in parts:
-            with times.step("memory"):
-                results["memory"] = {"workers": workers, **measure("memory", machines, mib)}
+
+        def attempt(part: str, work: Callable[[], dict[str, Any]]) -> None:
+            # What fails must not lose what was measured before it, nor hide in what was not.
+            if part in parts:
+                try:
+                    with times.step(part):
+                        results[part] = work()
+                except ProblemError as problem:
+                    say(f"    {part} failed: {problem}")
+                    failures[part] = str(problem).strip().splitlines()[-1]
+
+        attempt("install", lambda: install(machines, first))
+        attempt("memory", lambda: {"workers": workers, **measure("memory", machines, mib)})
         if set(parts) - {"install", "memory"}:
             with times.step("start of all servers"):
                 names = [name for request in request_of("await", machines, mib)["targets"] for name in request["units"]]
                 units(machines, "start", names)
                 measure("await", machines, mib)
-        for part in ("latency", "throughput", "artifacts", "restart"):
-            if part in parts:
-                with times.step(part):
-                    results[part] = measure(part, machines, mib)
-        if "artifacts" in results:
-            results["artifacts"]["mib"] = mib
+        for part in ("latency", "throughput", "restart"):
+            attempt(part, partial(measure, part, machines, mib))
+        attempt("artifacts", lambda: {"mib": mib, **measure("artifacts", machines, mib)})
         machine = facts(machines, workers)
     end = f"{os.getloadavg()[0]:.1f}"
     machine["load average"] = f"{load} before, {end} at the end (the benchmark's own included)"
     machine["took"] = f"{times.elapsed():.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.steps)
     (state_dir() / "bench/results.json").write_text(json.dumps({"results": results, "machine": machine}, indent=2))
-    return report.render(results, machine)
+    return report.render(results, machine, failures), not failures
 
 
 def ended(number: int, _: FrameType | None) -> None:
@@ -156,7 +167,7 @@ def main() -> None:
         parser.error("--mib must be between 1 and 4096")
     signal.signal(signal.SIGTERM, ended)
     try:
-        text = bench(arguments.parts or list(PARTS), arguments.mib)
+        text, complete = bench(arguments.parts or list(PARTS), arguments.mib)
     except (LocalAwsError, ValueError) as error:
         fail(ProblemError(str(error)))
     except ProblemError as problem:
@@ -167,6 +178,7 @@ def main() -> None:
     if output:
         output.write_text(text)
         say(f"Kept in {output}")
+    raise SystemExit(0 if complete else 1)
 
 
 if __name__ == "__main__":

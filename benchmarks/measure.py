@@ -214,15 +214,14 @@ def latency(request: Json) -> Json:
     """Return milliseconds: target -> operation -> the median of each round."""
     targets = [Target(description) for description in request["targets"]]
     loads = {target.name: Workload(target) for target in targets}
-    for target in targets:
-        loads[target.name].fill(target)
+    in_parallel(len(targets), lambda number: loads[targets[number].name].fill(targets[number]))
     result: Json = {target.name: {operation: [] for operation in request["operations"]} for target in targets}
     for number in range(request["rounds"]):
         for operation, count in request["operations"].items():
             for target in rotated(targets, number):
                 with client_of(target) as client:
                     # Not counted: the first calls on a connection, which may meet each worker's first query.
-                    for _ in range(3):
+                    for _ in range(2):
                         loads[target.name].perform(operation, client)
                     times = []
                     for _ in range(count):

@@ -194,12 +194,16 @@ class Report:
         self.section("Restart", text, table(["server", "answered", "failed", "longest wait, s"], rows))
 
 
-def render(results: Json, machine: Json) -> str:
+def render(results: Json, machine: Json, failures: Json) -> str:
     """Return the whole report."""
     report = Report()
     for part in ("install", "latency", "throughput", "memory", "artifacts", "restart"):
         if part in results:
             getattr(report, part)(results[part])
+    if failures:
+        report.section(
+            "Not measured", "What failed, and why.", table(["part", "cause"], [*map(list, failures.items())])
+        )
     rows = [[f"**{name}**", text] for name, text in TITLES.items()]
     facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
     return "\n".join(

@@ -181,8 +181,8 @@ def test_every_part_appears_in_the_report() -> None:
         "artifacts": {"mib": 256, **{way: {"up": [transfer], "down": [transfer]} for way in ways}},
         "restart": {report.ROLE: {"answered": 1000, "failed": 0, "longest": 2.5}},
     }
-    text = report.render(results, {"machine": "this one"})
-    for title in ("Install", "One client", "Sixteen clients", "Idle", "Artifacts", "Restart"):
+    text = report.render(results, {"machine": "this one"}, {"latency": "RuntimeError: 503"})
+    for title in ("Install", "One client", "Sixteen clients", "Idle", "Artifacts", "Restart", "Not measured"):
         assert f"\n## {title}\n" in text
     assert "| fresh host to healthy: role / tutorial | at most 0.5 | 0.42 (0.42 to 0.42) | yes |" in text
     assert "| idle memory with 2 workers and nginx, GiB PSS | at most 0.65 | 0.50 (0.50 to 0.50) | yes |" in text
