@@ -3,7 +3,7 @@ PYTHON ?= python3
 run = @$(PYTHON) tools/bootstrap.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test lint clean
+.PHONY: help setup demo demo-down test lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: ## Run every test that CI runs; PARTS="lint unit" runs only these
 
 lint: ## Run the static checks only
 	$(run) run_tests lint
+
+bench: ## Measure the server against the tutorial's and a bare one; ARGS="latency memory" runs only these parts
+	$(run) bench $(ARGS)
 
 clean: ## Remove .venv, caches and build results (not a running demo)
 	$(run) clean

@@ -1,0 +1,222 @@
+"""Turn what was measured into the tables of results.md, the aims beside the figures."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.contenders import TITLES
+
+Json = dict[str, Any]
+DEFAULT, POSTGRESQL, BARE, OPEN, ROLE, ONE = (
+    "tutorial, SQLite",
+    "tutorial, PostgreSQL",
+    "bare",
+    "role, no login",
+    "role",
+    "role, one worker",
+)
+CALLS = ("get_experiment", "log_metric", "create_run")
+
+
+def spread(values: Sequence[float], form: str = "{:.1f}") -> str:
+    """Return the median and, in brackets, the lowest and the highest."""
+    middle, low, high = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
+    return f"{middle} ({low} to {high})"
+
+
+def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return the ratio in each round: what disturbs the machine disturbs both sides of it."""
+    return [first / second for first, second in zip(above, below, strict=True)]
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+class Report:
+    """Collects the sections, and the list of aims."""
+
+    def __init__(self) -> None:
+        self.sections: list[str] = []
+        self.aims: list[list[str]] = []
+
+    def at_least(self, aim: float, figure: str, values: Sequence[float]) -> None:
+        """Add a figure whose median must not be lower."""
+        reached = statistics.median(values) >= aim
+        self.aims.append([figure, f"at least {aim:g}", spread(values, "{:.2f}"), "yes" if reached else "**no**"])
+
+    def at_most(self, aim: float, figure: str, values: Sequence[float]) -> None:
+        """Add a figure whose median must not be higher."""
+        reached = statistics.median(values) <= aim
+        self.aims.append([figure, f"at most {aim:g}", spread(values, "{:.2f}"), "yes" if reached else "**no**"])
+
+    def section(self, title: str, text: str, content: str) -> None:
+        """Add a section."""
+        self.sections.append(f"## {title}\n\n{text}\n\n{content}")
+
+    def install(self, data: Json) -> None:
+        """Report the set-up."""
+        self.at_most(0.5, "fresh host to healthy: role / tutorial", [data["role"] / data["tutorial"]])
+        self.at_most(15, "second converge, seconds", [data["again"]])
+        rows = [
+            ["tutorial: apt, venv, pip, start", f"{data['tutorial']:.1f}"],
+            ["role: `ansible-playbook` with mlflow_database and mlflow_server", f"{data['role']:.1f}"],
+            ["the same again", f"{data['again']:.1f}"],
+        ]
+        text = "Seconds from a fresh host to an answer, once each, each on a host of its own from the same image."
+        self.section("Install", text, table(["what", "seconds"], rows))
+
+    def latency(self, data: Json) -> None:
+        """Report one client."""
+        operations = list(data[ROLE])
+        for operation in CALLS:
+            for other in (DEFAULT, POSTGRESQL):
+                values = ratios(data[other][operation], data[ROLE][operation])
+                self.at_least(5, f"p50 of {operation}: {other} / role", values)
+        for operation, aim in (("log_batch", 2), ("search", 1)):
+            for other in (DEFAULT, POSTGRESQL):
+                values = ratios(data[other][operation], data[ROLE][operation])
+                self.at_least(aim, f"p50 of {operation}(100): {other} / role", values)
+        rows = [[name, *(spread(data[name][operation]) for operation in operations)] for name in data]
+        text = (
+            "p50 in milliseconds, one client on one kept connection: median of the rounds' medians "
+            "(lowest to highest). search returns 100 runs with 100 metrics each; log_batch logs 100 metrics."
+        )
+        self.section("One client", text, table(["server", *operations], rows))
+
+    def throughput(self, data: Json) -> None:
+        """Report many clients."""
+
+        def rates(name: str, operation: str, field: str = "rate") -> list[float]:
+            return [found[field] for found in data[name][operation]]
+
+        for operation in CALLS:
+            for name, least in ((OPEN, 0.95), (ROLE, 0.8)):
+                values = ratios(rates(name, operation), rates(BARE, operation))
+                self.at_least(least, f"requests/s of {operation}, 16 clients: {name} / bare", values)
+            values = ratios(rates(OPEN, operation), rates(POSTGRESQL, operation))
+            self.at_least(1.5, f"requests/s of {operation}, 16 clients: {OPEN} / {POSTGRESQL}", values)
+        rows = [[name, *(spread(rates(name, operation), "{:.0f}") for operation in CALLS)] for name in data]
+        text = "Requests per second of 16 clients, each on a kept connection."
+        content = table(["server", *CALLS], rows)
+        rows = [
+            [
+                name,
+                *(spread(rates(name, operation, "server_ms"), "{:.2f}") for operation in CALLS),
+                *(f"{statistics.median(rates(name, operation, 'client_ms')):.2f}" for operation in CALLS),
+            ]
+            for name in data
+        ]
+        content += "\nMilliseconds of CPU per request, of the server's units (nginx included, PostgreSQL not), and of "
+        content += "the client, which shares the machine and for TLS does half of that work:\n\n"
+        head = ["server", *CALLS, *(f"client, {operation}" for operation in CALLS)]
+        self.section("Sixteen clients", text, content + table(head, rows))
+
+    def memory(self, data: Json) -> None:
+        """Report idle servers."""
+
+        def gib(name: str) -> float:
+            return float(sum(unit["mib"] for unit in data[name]["units"].values())) / 1024
+
+        if ONE in data:
+            self.at_most(0.45, "idle memory with one worker, without nginx, GiB PSS", [gib(ONE)])
+        workers = data["workers"]
+        least = {1: 0.45, 2: 0.65}.get(workers)
+        if least is not None:
+            self.at_most(least, f"idle memory with {workers} workers and nginx, GiB PSS", [gib(ROLE)])
+        rows = []
+        for name, found in data.items():
+            if name == "workers":
+                continue
+            for unit, used in found["units"].items():
+                cells = [f"{found['start']:.1f}", f"{found['idle_cpu'] * 100:.1f} %"]
+                first = unit == next(iter(found["units"]))
+                rows.append([name, unit, str(used["processes"]), f"{used['mib']:.0f}", *(cells if first else ["", ""])])
+        text = (
+            "PSS of the units' processes, each server alone and idle after it has answered one call. "
+            "The start is a restart on a finished schema, up to a call that asks the database; "
+            "CPU is what the idle server uses of one core."
+        )
+        head = ["server", "unit", "processes", "MiB", "start, s", "idle CPU"]
+        self.section("Idle", text, table(head, rows))
+
+    def artifacts(self, data: Json) -> None:
+        """Report large files."""
+        mib = data["mib"]
+        ways = {name: found for name, found in data.items() if name != "mib"}
+        for direction in ("up", "down"):
+            straight = [found["seconds"] for found in ways["boto3"][direction]]
+            for name in (ROLE, "MLflow's client"):
+                values = ratios(straight, [found["seconds"] for found in ways[name][direction]])
+                self.at_least(0.8, f"{mib} MiB {direction}: {name} / boto3 straight", values)
+                grown = [found["growth"] for found in ways[name][direction]]
+                self.at_most(130, f"memory growth, {direction}: {name}, MiB", grown)
+        first = [found["first"] for found in ways[ROLE]["down"]]
+        self.at_most(1, "first byte through the proxy, seconds", first)
+        rows = []
+        for name, found in ways.items():
+            for direction in ("up", "down"):
+                rounds = found[direction]
+                rows.append(
+                    [
+                        name,
+                        direction,
+                        spread([mib / one["seconds"] for one in rounds], "{:.0f}"),
+                        spread([one["first"] for one in rounds], "{:.2f}") if "first" in rounds[0] else "",
+                        spread([one["growth"] for one in rounds], "{:.0f}") if "growth" in rounds[0] else "",
+                    ]
+                )
+        text = (
+            f"{mib} MiB against an S3 API on this machine (moto, which is Python and shares the CPUs). Through the "
+            "proxy: one PUT, one GET. MLflow's client: log_artifact and download_artifacts, which the server may send "
+            "straight to the store."
+        )
+        head = ["way", "direction", "MiB/s", "first byte, s", "growth of the server's private memory, MiB"]
+        self.section("Artifacts", text, table(head, rows))
+
+    def restart(self, data: Json) -> None:
+        """Report restarts."""
+        self.at_most(0, "failed requests while the service restarts under load", [data[ROLE]["failed"]])
+        self.at_most(3, "longest wait meanwhile, seconds", [data[ROLE]["longest"]])
+        rows = [
+            [name, str(found["answered"]), str(found["failed"]), f"{found['longest']:.2f}"]
+            for name, found in data.items()
+            if isinstance(found, dict)
+        ]
+        text = (
+            "Eight clients log metrics on kept connections while `systemctl restart` of the service is called twice. "
+            "A failed request is tried again after 50 ms; the wait is from its first try to its answer."
+        )
+        self.section("Restart", text, table(["server", "answered", "failed", "longest wait, s"], rows))
+
+
+def render(results: Json, machine: Json, failures: Json) -> str:
+    """Return the whole report."""
+    report = Report()
+    for part in ("install", "latency", "throughput", "memory", "artifacts", "restart"):
+        if part in results:
+            getattr(report, part)(results[part])
+    if failures:
+        report.section(
+            "Not measured", "What failed, and why.", table(["part", "cause"], [*map(list, failures.items())])
+        )
+    rows = [[f"**{name}**", text] for name, text in TITLES.items()]
+    facts = "\n".join(f"- {name}: {value}" for name, value in machine.items())
+    return "\n".join(
+        [
+            "# Results of `make bench`\n",
+            facts + "\n",
+            "All servers run on one host (a systemd container) at the same time and take turns, another one first "
+            "in each round; the client runs there too and is a bare socket with keep-alive (an HTTP library's own "
+            "cost would hide the servers'). Ratios are taken round by round: their "
+            "median counts, lowest and highest stand in brackets.\n",
+            table(["server", "what it is"], rows),
+            "## Aims\n",
+            table(["figure", "aim", "measured", "reached"], report.aims),
+            "\n".join(report.sections),
+        ]
+    )
