@@ -210,7 +210,8 @@ def test_server_may_touch_its_artifacts_and_nothing_else(control: Control, accou
     allowed = {name for name, answer in answers.items() if answer == "ok"}
     assert allowed == {"put", "get", "list", "delete", "multipart"}, answers
     refusals = {answer for name, answer in answers.items() if name not in allowed}
-    assert refusals <= {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"}, answers
+    # 403 is what botocore makes of a refusal whose body names no code.
+    assert refusals <= {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"}, answers
 
 
 def test_another_host_key_is_refused(control: Control, site: Run) -> None:
