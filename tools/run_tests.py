@@ -179,6 +179,7 @@ class Runner:
         self.logs = logs
         self.screen = threading.Lock()
         self.running: set[subprocess.Popen[bytes]] = set()
+        self.shown: list[threading.Thread] = []
 
     def run(self, part: Part, live: bool) -> Outcome:
         """Run one part, its output live or shown whole at its end."""
@@ -189,11 +190,30 @@ class Runner:
             for check in part.checks:
                 self.run_check(check, outcome, output.fileno(), live, start + part.limit)
             outcome.seconds = time.monotonic() - start
-        if not live:
-            with self.screen:
-                print(log.read_bytes().decode(errors="replace"), end="", flush=True)
-        say(f"=== {part.name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.1f} s\n")
+        if live:
+            say(self.closing(outcome))
+        else:
+            # The screen may be a live part's for a long time: the next part of this lane does not wait for that.
+            shown = threading.Thread(target=self.show, args=(log, outcome))
+            shown.start()
+            self.shown.append(shown)
         return outcome
+
+    @staticmethod
+    def closing(outcome: Outcome) -> str:
+        """Return the line that ends a part."""
+        return f"=== {outcome.part}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.1f} s\n"
+
+    def show(self, log: Path, outcome: Outcome) -> None:
+        """Show a part's whole output, when the screen is free."""
+        with self.screen:
+            print(log.read_bytes().decode(errors="replace"), end="", flush=True)
+            say(self.closing(outcome))
+
+    def wait_until_shown(self) -> None:
+        """Return when every part's output has been shown."""
+        for thread in self.shown:
+            thread.join()
 
     def run_check(self, check: Check, outcome: Outcome, log: int, live: bool, deadline: float) -> None:
         """Run one command and count what it came to."""
@@ -294,7 +314,9 @@ def main() -> None:
     logs = state_dir() / "tests"
     logs.mkdir(exist_ok=True)
     try:
-        outcomes = run_parts(parts, Runner(env, logs))
+        runner = Runner(env, logs)
+        outcomes = run_parts(parts, runner)
+        runner.wait_until_shown()
     except KeyboardInterrupt:
         raise SystemExit("\nInterrupted.") from None
     print(f"\n{'part':<12} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
