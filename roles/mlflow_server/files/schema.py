@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The schema of MLflow's two databases: what a release brings, what is there, and the one step that changes it.
 
 Run with the Python of a release. It reads only the environment that systemd hands over (/etc/mlflow/mlflow.env):
