@@ -368,6 +368,16 @@ def systemctl(action: str, units: list[str]) -> None:
     subprocess.run(["systemctl", action, *units], check=True, stdout=sys.stderr)
 
 
+def settled(units: list[str], seconds: float) -> float:
+    """Wait, at most so long, until a started server uses little CPU; return how much of a core it uses."""
+    idle, end = 1.0, time.monotonic() + seconds
+    while idle > 0.05 and time.monotonic() < end:
+        before = cpu_seconds(units)
+        time.sleep(4)
+        idle = max(0.0, cpu_seconds(units) - before) / 4
+    return idle
+
+
 def memory(request: Json) -> Json:
     """Return target -> seconds from start to answer, and the memory of each unit when idle, each server alone.
 
@@ -382,10 +392,7 @@ def memory(request: Json) -> Json:
         systemctl("start", target.units)
         await_answer(target, 90)
         waited = time.monotonic() - start
-        time.sleep(request["settle"])
-        before = cpu_seconds(target.units)
-        time.sleep(5)
-        idle = (cpu_seconds(target.units) - before) / 5
+        idle = settled(target.units, 60)
         result[target.name] = {
             "start": waited,
             "idle_cpu": idle,
@@ -529,59 +536,78 @@ def artifacts(request: Json) -> Json:
     return result
 
 
-def restart(request: Json) -> Json:
-    """Return target -> answered and failed requests, and the longest wait, while its service restarts under load."""
-    result: Json = {}
-    for description in request["targets"]:
-        target = Target(description)
-        load = Workload(target)
-        answered, failed, waits = [0], [0], [0.0]
-        lock = threading.Lock()
-        start = time.monotonic()
-        end = start + request["seconds"]
+class Endurance:
+    """What clients meet while a service restarts: every call is tried again until it is answered."""
 
-        def work(
-            _: int,
-            target: Target = target,
-            load: Workload = load,
-            end: float = end,
-            answered: list[int] = answered,
-            failed: list[int] = failed,
-            waits: list[float] = waits,
-            lock: threading.Lock = lock,
-        ) -> None:
-            client: Client | None = None
-            begun = time.monotonic()
-            while time.monotonic() < end:
+    def __init__(self, target: Target, end: float, grace: float) -> None:
+        self.target, self.end, self.last = target, end, end + grace
+        self.load = Workload(target)
+        self.lock = threading.Lock()
+        self.answered = self.failed = self.unanswered = 0
+        self.longest = 0.0
+
+    def work(self, _: int) -> None:
+        """Log metrics on a kept connection until the end; the last call may take as long as the grace."""
+        client: Client | None = None
+        while (begun := time.monotonic()) < self.end:
+            done = False
+            while not done and time.monotonic() < self.last:
                 try:
-                    client = client or Client(target)
-                    load.perform("log_metric", client)
+                    client = client or Client(self.target)
+                    self.load.perform("log_metric", client)
+                    done = True
                 except (OSError, RuntimeError, ValueError):
-                    with lock:
-                        failed[0] += 1
+                    with self.lock:
+                        self.failed += 1
                     if client:
                         client.close()
                     client = None
                     time.sleep(0.05)
-                    continue
-                with lock:
-                    answered[0] += 1
-                    waits.append(time.monotonic() - begun)
-                begun = time.monotonic()
-            if client:
-                client.close()
+            with self.lock:
+                # A call that nobody answered has waited as well.
+                self.longest = max(self.longest, time.monotonic() - begun)
+                self.answered += done
+                self.unanswered += not done
+        if client:
+            client.close()
 
-        def disturb(unit: str = target.units[0], start: float = start) -> None:
+
+def restart(request: Json) -> Json:
+    """Return target -> answered and failed calls, and the longest wait, while its service restarts under load.
+
+    Each server has the machine to itself: one that starts beside it would be what is measured.
+    """
+    everything = sorted({unit for description in request["others"] for unit in description["units"]})
+    result: Json = {}
+    for description in request["targets"]:
+        target = Target(description)
+        systemctl("stop", everything)
+        systemctl("start", target.units)
+        await_answer(target, 90)
+        settled(target.units, 60)
+        start = time.monotonic()
+        endurance = Endurance(target, start + request["seconds"], 60)
+        taken: list[float] = []
+
+        def disturb(unit: str = target.units[0], start: float = start, taken: list[float] = taken) -> None:
             for moment in request["moments"]:
                 time.sleep(max(0.0, start + moment - time.monotonic()))
+                begun = time.monotonic()
                 systemctl("restart", [unit])
+                taken.append(time.monotonic() - begun)
 
         disturber = threading.Thread(target=disturb)
         disturber.start()
-        in_parallel(request["clients"], work)
+        in_parallel(request["clients"], endurance.work)
         disturber.join()
-        await_answer(target, 60)
-        result[target.name] = {"answered": answered[0], "failed": failed[0], "longest": max(waits)}
+        result[target.name] = {
+            "answered": endurance.answered,
+            "failed": endurance.failed,
+            "unanswered": endurance.unanswered,
+            "longest": endurance.longest,
+            "restarts": taken,
+        }
+    systemctl("stop", everything)
     return result
 
 

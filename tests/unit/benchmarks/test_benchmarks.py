@@ -179,11 +179,14 @@ def test_every_part_appears_in_the_report() -> None:
         "throughput": {name: {call: [drive, drive] for call in report.CALLS} for name in servers[1:]},
         "memory": {"workers": 2, report.DEFAULT: idle, report.ROLE: idle, report.ONE: idle},
         "artifacts": {"mib": 256, **{way: {"up": [transfer], "down": [transfer]} for way in ways}},
-        "restart": {report.ROLE: {"answered": 1000, "failed": 0, "longest": 2.5}},
+        "restart": {report.ROLE: {"answered": 9, "failed": 0, "unanswered": 1, "longest": 2.5, "restarts": [1.0]}},
     }
     text = report.render(results, {"machine": "this one"}, {"latency": "RuntimeError: 503"})
     for title in ("Install", "One client", "Sixteen clients", "Idle", "Artifacts", "Restart", "Not measured"):
         assert f"\n## {title}\n" in text
     assert "| fresh host to healthy: role / tutorial | at most 0.5 | 0.42 (0.42 to 0.42) | yes |" in text
     assert "| idle memory with 2 workers and nginx, GiB PSS | at most 0.65 | 0.50 (0.50 to 0.50) | yes |" in text
+    assert (
+        "| failed requests while the service restarts under load | at most 0 | 1.00 (1.00 to 1.00) | **no** |" in text
+    )
     assert "| 256 MiB up: role / boto3 straight | at least 0.8 | 1.00 (1.00 to 1.00) | yes |" in text
