@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -20,10 +21,12 @@ from typing import Any
 
 from local_aws import engine
 from local_aws.daemon import CONTROL
-from local_aws.errors import LocalAwsError
+from local_aws.errors import LocalAwsError, UnavailableError
+from local_aws.images import SUITES, Images
 from local_aws.server import LOOPBACK
 from local_aws.state import DEFAULT_REGION, DEFAULT_STATE_DIR, INTERNAL_NAME, Settings, StateDir
 
+NO_BASE = 3
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
 FREE_PORTS = range(20000, 32000)
@@ -47,7 +50,14 @@ def parser() -> argparse.ArgumentParser:
     start.add_argument("--port", type=int, default=0, help="HTTPS port; 0 takes the last one again, or a free one")
     start.add_argument("--region", default=DEFAULT_REGION, help="region that `env` names (default: %(default)s)")
     start.add_argument("--zone", action="append", default=[], help="create a public hosted zone; repeatable")
-    images = commands.add_parser("images", help="build the images, if needed, and do nothing else")
+    images = commands.add_parser("images", help="build the images, if needed, and print their tags as JSON")
+    images.add_argument(
+        "--suite",
+        dest="host_image",
+        default="auto",
+        choices=SUITES,
+        help=f"distribution to build from; status {NO_BASE} says that it cannot be had on this machine",
+    )
     for command in (start, images):
         command.add_argument(
             "--host-image",
@@ -84,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "start":
             start(state, arguments)
         elif arguments.command == "images":
-            build_images(arguments)
+            print(json.dumps(dataclasses.asdict(build_images(arguments))))
         elif arguments.command == "stop":
             stop(state)
         elif arguments.command == "status":
@@ -100,13 +110,13 @@ def main(argv: list[str] | None = None) -> int:
             ask(state, arguments.command, getattr(arguments, argument) if argument else "")
     except LocalAwsError as error:
         say(str(error))
-        return 1
+        return NO_BASE if isinstance(error, UnavailableError) else 1
     except KeyboardInterrupt:
         return 130
     return 0
 
 
-def build_images(arguments: argparse.Namespace) -> Any:
+def build_images(arguments: argparse.Namespace) -> Images:
     from local_aws import images
 
     bundle = arguments.ca_bundle or next(

@@ -1,4 +1,4 @@
-"""The two images that everything runs from, built when they are absent or their recipe changed."""
+"""The images that everything runs from, built when they are absent or their recipe changed."""
 
 from __future__ import annotations
 
@@ -23,11 +23,18 @@ import docker.errors
 from docker import DockerClient
 
 from local_aws.engine import File, archive
-from local_aws.errors import LocalAwsError
+from local_aws.errors import LocalAwsError, UnavailableError
 
 RECIPES = Path(__file__).parent / "recipes"
-UBUNTU = "ubuntu:24.04"
-DEBIAN_SUITE = "bookworm"
+BASES = "local-aws-base:debian-"  # what debootstrap made, by suite
+# Where a suite's base comes from, the first that can be had: a registry's image, or debootstrap.
+SUITES = {
+    "bookworm": ("debian:bookworm", f"{BASES}bookworm"),
+    "trixie": ("debian:trixie", f"{BASES}trixie"),
+    "jammy": ("ubuntu:22.04",),
+    "noble": ("ubuntu:24.04",),
+}
+AUTO = ("ubuntu:24.04", f"{BASES}bookworm")
 ANSWER_SECONDS = 15.0  # a registry that sends nothing for so long is taken as unreachable
 LABEL = {"local_aws.image": "1"}
 PROGRAMS = ("sbin", "local-aws")  # directories whose files are programs
@@ -65,10 +72,10 @@ def recipe_hash(name: str, base: str) -> str:
 def ensure(client: DockerClient, base: str, ca_bundle: Path | None, mirror: str | None, say: Say) -> Images:
     """Build what is missing.
 
-    base: `auto` for Ubuntu 24.04 from the registry or else Debian 12 by debootstrap; or an image name to start from.
+    base: `auto` for Ubuntu 24.04 from the registry or else Debian 12 by debootstrap; a suite; or an image to start from.
     ca_bundle: certificates that apt trusts during the build only, for an intercepting proxy.
     mirror: Debian mirror for debootstrap; None leaves it to debootstrap.
-    Raises LocalAwsError.
+    Raises UnavailableError when there is no base to be had; LocalAwsError.
     """
     with _only_builder():
         return _Builder(client, ca_bundle, mirror, say).ensure(base)
@@ -89,23 +96,16 @@ class _Builder:
         self._client, self._ca_bundle, self._mirror, self._say = client, ca_bundle, mirror, say
 
     def ensure(self, base: str) -> Images:
-        if base != "auto":
-            return self._from_base(base)
+        sources = AUTO if base == "auto" else SUITES.get(base, (base,))
         # what an earlier start settled on is kept, so that a registry that comes and goes changes nothing
-        for candidate in (UBUNTU, self._debian_tag()):
-            if self._present(candidate):
-                return self._from_base(candidate)
-        ready = self._existing((UBUNTU, self._debian_tag()))
-        if ready:
-            return ready
-        return self._from_base(self._obtain_base())
-
-    def _existing(self, bases: tuple[str, ...]) -> Images | None:
-        for base in bases:
-            images = self._tags(base)
+        for source in sources:
+            if self._present(source):
+                return self._from_base(source)
+        for source in sources:
+            images = self._tags(source)
             if self._present(images.host) and self._present(images.database):
                 return images
-        return None
+        return self._from_base(self._obtain(sources))
 
     @staticmethod
     def _tags(base: str) -> Images:
@@ -126,10 +126,6 @@ class _Builder:
         missing = [(name, tag) for name, tag in wanted.items() if not self._present(tag)]
         if not missing:
             return images
-        if not self._present(base):
-            error = self._pull(base)
-            if error:
-                raise LocalAwsError(f"Cannot pull {base}: {error}. Name an image that can be had with --host-image.")
         with concurrent.futures.ThreadPoolExecutor() as pool:
             for job in [pool.submit(self._build, name, tag, base) for name, tag in missing]:
                 job.result()
@@ -163,22 +159,25 @@ class _Builder:
             raise LocalAwsError(f"Building the {name} image failed: {error.explanation}") from error
         self._say(f"The {name} image is ready ({time.monotonic() - started:.0f} s).")
 
-    def _obtain_base(self) -> str:
-        self._say(f"Looking for {UBUNTU} in the registry …")
-        error = self._pull(UBUNTU)
-        if error is None:
-            return UBUNTU
-        reason = error.strip().splitlines()[0][:120]
-        self._say(f"It cannot be had ({reason}); making a Debian 12 base with debootstrap …")
-        tool = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-        if os.geteuid() != 0 or tool is None:
-            lack = "without root" if os.geteuid() != 0 else "because it is not installed"
-            raise LocalAwsError(
-                f"Cannot pull {UBUNTU} and cannot debootstrap {lack}: give the engine access to a registry, or load an "
-                "image with 'docker load' and name it with --host-image, or install debootstrap and run "
-                "'python -m local_aws images' once as root."
-            )
-        return self._debootstrap(tool)
+    def _obtain(self, sources: tuple[str, ...]) -> str:
+        reasons = []
+        for source in sources:
+            if source.startswith(BASES):
+                if error := self._debootstrap(source):
+                    reasons.append(error)
+                    continue
+                return source
+            self._say(f"Looking for {source} in the registry …")
+            if error := self._pull(source):
+                reasons.append(f"cannot pull {source}: {error.strip().splitlines()[0][:120]}")
+                self._say(f"It cannot be had ({reasons[-1]}).")
+                continue
+            return source
+        raise UnavailableError(
+            f"There is no base for the images: {'; '.join(reasons)}. Give the engine access to a registry, or load an "
+            "image with 'docker load' and name it with --host-image, or install debootstrap and run "
+            "'python -m local_aws images' once as root."
+        )
 
     def _pull(self, reference: str) -> str | None:
         """Pull an image; returns None when it is there, else why not. Gives up on a registry that says nothing."""
@@ -208,16 +207,19 @@ class _Builder:
             if event.startswith("error: "):
                 return event.removeprefix("error: ")
 
-    def _debian_tag(self) -> str:
-        return f"local-aws-base:debian-{DEBIAN_SUITE}"
-
-    def _debootstrap(self, tool: str) -> str:
+    def _debootstrap(self, base: str) -> str | None:
+        """Make a base with debootstrap; returns None when it is there, else why there is none."""
+        suite = base.removeprefix(BASES)
+        tool = shutil.which("debootstrap", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+        if os.geteuid() != 0 or tool is None:
+            return f"cannot debootstrap {suite} " + ("without root" if tool else "because it is not installed")
+        self._say(f"Making a base of Debian {suite} with debootstrap …")
         started = time.monotonic()
         for stale in Path(tempfile.gettempdir()).glob("local-aws-base-*"):
             _remove_tree(stale)  # of a build that was killed; we hold the builders' lock
         directory = Path(tempfile.mkdtemp(prefix="local-aws-base-"))
         try:
-            command = [tool, "--variant=minbase", "--include=ca-certificates", DEBIAN_SUITE, str(directory / "root")]
+            command = [tool, "--variant=minbase", "--include=ca-certificates", suite, str(directory / "root")]
             done = subprocess.run(
                 command + ([self._mirror] if self._mirror else []), capture_output=True, text=True, check=False
             )
@@ -228,12 +230,12 @@ class _Builder:
             ) as tar:
                 if tar.stdout is None:
                     raise LocalAwsError("tar could not be started.")
-                repository, _, tag = self._debian_tag().partition(":")
+                repository, _, tag = base.partition(":")
                 self._client.api.import_image(_chunks(tar.stdout), repository=repository, tag=tag)
         finally:
             _remove_tree(directory)
-        self._say(f"The Debian base is ready ({time.monotonic() - started:.0f} s).")
-        return self._debian_tag()
+        self._say(f"The base of Debian {suite} is ready ({time.monotonic() - started:.0f} s).")
+        return None
 
 
 def _chunks(stream: IO[bytes]) -> Iterator[bytes]:
