@@ -1,0 +1,316 @@
+"""nginx.conf.j2 in each of its modes: gixy finds nothing in it, nginx takes it, and nginx then does what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import http.server
+import itertools
+import os
+import re
+import shutil
+import socket
+import socketserver
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).resolve().parents[3] / "roles/mlflow_server"
+NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+NAME = "mlflow.example.com"
+HOSTS = {
+    "debian12": {"distribution": "Debian", "distribution_major_version": "12", "distribution_version": "12"},
+    "debian13": {"distribution": "Debian", "distribution_major_version": "13", "distribution_version": "13"},
+}
+# Every pair of these is a configuration that somebody runs.
+INPUTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "tls": ({"mlflow_server_tls_mode": "selfsigned"}, {"mlflow_server_tls_mode": "files"}),
+    "login": ({"mlflow_server_authentication": "basic-auth"}, {"mlflow_server_authentication": "none"}),
+    "others": ({}, {"mlflow_server_presigned_transfers": False, "mlflow_server_hsts_max_age": 0}),
+}
+MODES = [{key: value for part in parts for key, value in part.items()} for parts in itertools.product(*INPUTS.values())]
+
+
+def name_of(mode: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in mode.values())
+
+
+def rendered(directory: Path, host: str, **inputs: Any) -> str:
+    """The template as the role would write it, with the files that it names below @directory."""
+    loader = DataLoader()
+    variables: dict[str, Any] = {}
+    for path in ("defaults/main.yml", "vars/main.yml"):
+        variables |= loader.load_from_file(str(ROLE / path), cache="none", trusted_as_template=True)
+    variables |= {
+        "ansible_facts": HOSTS[host],
+        "ansible_managed": "Ansible managed",
+        "mlflow_server_public_name": NAME,
+        "__mlflow_server_release": str(directory / "release"),
+        "__mlflow_server_tls": str(directory),
+        "__mlflow_server_socket": str(directory / "mlflow.sock"),
+        **inputs,
+    }
+    template = (ROLE / "templates/etc/nginx/nginx.conf.j2").read_text(encoding="utf-8")
+    # The same as Ansible's own template action: a block's line is not an empty line.
+    return str(Templar(loader=loader, variables=variables).template(trust_as_template(template)))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_gixy_finds_nothing(mode: dict[str, Any], host: str, tmp_path: Path) -> None:
+    path = tmp_path / "nginx.conf"
+    path.write_text(rendered(tmp_path, host, **mode), encoding="utf-8")
+    gixy = [str(Path(sys.executable).with_name("gixy")), "--disable-includes", str(path)]
+    found = subprocess.run(gixy, capture_output=True, text=True, check=False)
+    assert "No issues found" in found.stdout and found.returncode == 0, found.stdout + found.stderr
+
+
+# -- a real nginx, with a stub in MLflow's place -----------------------------------------------------------------------
+
+
+class Stub(http.server.BaseHTTPRequestHandler):
+    """Answers as MLflow does: with its own idea of some headers, and with what it was sent of the others."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        body = f"stub {self.path} {self.headers['X-Real-IP']} {self.headers['X-Forwarded-Proto']}".encode()
+        self.send_response(404 if "missing" in self.path else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Cache-Control", "max-age=60" if self.path.startswith("/static-files/") else "no-store")
+        self.send_header("X-Content-Type-Options", "nosniff")
+        self.send_header("X-Frame-Options", "DENY")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_PUT(self) -> None:
+        """Say that the first bytes are here, before the last have been sent: uploads are streamed."""
+        self.rfile.read(1000)
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: Any) -> None:
+        pass
+
+    def address_string(self) -> str:
+        return "unix"
+
+
+class StubServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class Proxy:
+    """A running nginx."""
+
+    plain: int
+    secure: int
+
+    def connection(self, secure: bool = True) -> http.client.HTTPConnection:
+        if not secure:
+            return http.client.HTTPConnection("127.0.0.1", self.plain, timeout=10)
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection("127.0.0.1", self.secure, timeout=10, context=trusting)
+
+    def get(
+        self, path: str, secure: bool = True, headers: dict[str, str] | None = None
+    ) -> tuple[int, http.client.HTTPMessage, bytes]:
+        with contextlib.closing(self.connection(secure)) as connection:
+            connection.request("GET", path, headers={"Host": NAME} | (headers or {}))
+            answer = connection.getresponse()
+            return answer.status, answer.headers, answer.read()
+
+
+def on_loopback(text: str, directory: Path, plain: int, secure: int) -> str:
+    """The configuration @text for whoever runs the tests: other ports, other paths, no other user, no IPv6."""
+    text = re.sub(r"listen \[::\].*\n", "", text)
+    text = text.replace("listen 80", f"listen 127.0.0.1:{plain}").replace("listen 443", f"listen 127.0.0.1:{secure}")
+    text = re.sub(r"^user .*\n", "user root;\n" if os.geteuid() == 0 else "", text, flags=re.MULTILINE).replace(
+        "/run/nginx.pid", f"{directory}/nginx.pid"
+    )
+    paths = "".join(
+        f"    {kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    return text.replace("/var/log/nginx", str(directory)).replace("http {\n", "http {\n" + paths)
+
+
+def written(directory: Path, **inputs: Any) -> tuple[Path, Proxy]:
+    """Write the configuration, and the certificate that it names, for the nginx of this machine."""
+    if NGINX is None:
+        pytest.skip("there is no nginx on this machine")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+         "-subj", f"/CN={NAME}", "-keyout", str(directory / "server.key"), "-out", str(directory / "server.pem")],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    version = subprocess.run([NGINX, "-v"], capture_output=True, text=True, check=True).stderr
+    number = re.search(r"nginx/(\d+)\.(\d+)", version)
+    assert number
+    host = "debian13" if (int(number[1]), int(number[2])) >= (1, 25) else "debian12"
+    proxy = Proxy(free_port(), free_port())
+    path = directory / "nginx.conf"
+    path.write_text(on_loopback(rendered(directory, host, **inputs), directory, proxy.plain, proxy.secure))
+    return path, proxy
+
+
+@contextlib.contextmanager
+def running(directory: Path, **inputs: Any) -> Iterator[Proxy]:
+    """An nginx with @inputs in front of the stub."""
+    path, proxy = written(directory, **inputs)
+    server = StubServer(str(directory / "mlflow.sock"), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    process = subprocess.Popen([str(NGINX), "-e", str(directory / "start.log"), "-c", str(path), "-g", "daemon off;"])
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", proxy.secure), timeout=1):
+                break
+            time.sleep(0.1)
+        yield proxy
+    finally:
+        process.terminate()
+        process.wait(timeout=10)
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    directory = tmp_path_factory.mktemp("proxy")
+    files = directory / "release/web/static-files"
+    for name in ("static/js/main.0123abcd.js", "favicon.js", "static/media/pdf.worker.0123abcd.mjs"):
+        (files / name).parent.mkdir(parents=True, exist_ok=True)
+        (files / name).write_text("original " * 1000)
+        (files / f"{name}.gz").write_bytes(gzip.compress(b"compressed " * 1000))
+    with running(directory) as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_nginx_takes_it(mode: dict[str, Any], tmp_path: Path) -> None:
+    path, _ = written(tmp_path, **mode)
+    command = [str(NGINX), "-t", "-e", str(tmp_path / "start.log"), "-c", str(path)]
+    tested = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert tested.returncode == 0, tested.stderr
+    assert "[warn]" not in tested.stderr
+
+
+ONCE = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+    "Referrer-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Strict-Transport-Security": "max-age=31536000",
+}
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/", 200),
+        ("/missing", 404),
+        ("/metrics", 404),
+        ("/static-files/static/js/main.0123abcd.js", 200),
+        ("/static-files/static/js/main.missing.js", 404),
+        ("/gateway/x", 200),
+    ],
+)
+def test_each_answer_has_each_header_once(proxy: Proxy, path: str, status: int) -> None:
+    found, headers, _ = proxy.get(path)
+    assert found == status
+    assert {name: headers.get_all(name) for name in ONCE} == {name: [value] for name, value in ONCE.items()}
+
+
+def test_a_name_that_is_not_ours_gets_the_headers_and_no_answer(proxy: Proxy) -> None:
+    status, headers, body = proxy.get("/", headers={"Host": "example.org"})
+    assert status == 421 and b"stub" not in body
+    assert {name: headers.get_all(name) for name in ONCE} == {name: [value] for name, value in ONCE.items()}
+
+
+def test_plain_http_leads_to_https_and_promises_nothing_for_it(proxy: Proxy) -> None:
+    status, headers, _ = proxy.get("/x?y=1", secure=False)
+    assert (status, headers["Location"]) == (301, f"https://{NAME}/x?y=1")
+    assert headers["Strict-Transport-Security"] is None
+    assert headers.get_all("X-Frame-Options") == ["SAMEORIGIN"]
+
+
+def test_the_trace_renderer_may_be_framed_by_a_notebook(proxy: Proxy) -> None:
+    _, headers, body = proxy.get("/static-files/lib/notebook-trace-renderer/index.html")
+    assert headers["X-Frame-Options"] is None and b"stub" in body
+
+
+def test_a_file_is_served_compressed_as_it_lies_there(proxy: Proxy) -> None:
+    status, headers, body = proxy.get("/static-files/static/js/main.0123abcd.js", headers={"Accept-Encoding": "gzip"})
+    assert status == 200 and headers["Content-Encoding"] == "gzip" and headers["Vary"] == "Accept-Encoding"
+    assert gzip.decompress(body).startswith(b"compressed ")
+    _, headers, body = proxy.get("/static-files/static/js/main.0123abcd.js")
+    assert headers["Content-Encoding"] is None and body.startswith(b"original ")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/static-files/static/js/main.0123abcd.js", ["public, max-age=31536000, immutable"]),
+        ("/static-files/favicon.js", ["no-cache"]),
+        # From MLflow, which has it in another release: the name means the same file all the same.
+        ("/static-files/static/js/main.89ab.js", ["public, max-age=31536000, immutable"]),
+        # What is not there may be there in a minute.
+        ("/static-files/static/js/missing.js", ["max-age=60"]),
+        ("/static-files/missing.js", ["max-age=60"]),
+        ("/", ["no-store"]),
+        ("/metrics", None),
+    ],
+)
+def test_only_names_that_never_change_are_kept_for_ever(proxy: Proxy, path: str, expected: list[str] | None) -> None:
+    assert proxy.get(path)[1].get_all("Cache-Control") == expected
+
+
+def test_a_module_is_sent_as_a_script(proxy: Proxy) -> None:
+    assert proxy.get("/static-files/static/media/pdf.worker.0123abcd.mjs")[1]["Content-Type"] == "text/javascript"
+
+
+@pytest.mark.parametrize(
+    "path", ["/static-files/../nginx.conf", "/static-files/%2e%2e/%2e%2e/nginx.conf", "/static-files../web/x"]
+)
+def test_no_path_leads_out_of_the_files(proxy: Proxy, path: str) -> None:
+    assert b"worker_processes" not in proxy.get(path)[2]
+
+
+def test_the_server_learns_who_asks_and_not_who_he_says_he_is(proxy: Proxy) -> None:
+    headers = {"X-Real-IP": "192.0.2.1", "X-Forwarded-Proto": "http"}
+    assert proxy.get("/who", headers=headers)[2] == b"stub /who 127.0.0.1 https"
+
+
+def test_an_upload_is_passed_on_as_it_arrives(proxy: Proxy) -> None:
+    with contextlib.closing(proxy.connection()) as connection:
+        connection.putrequest("PUT", "/upload", skip_host=True)
+        connection.putheader("Host", NAME)
+        connection.putheader("Content-Length", str(1 << 40))
+        connection.endheaders(b"x" * 1000)
+        assert connection.getresponse().status == 200
+
+
+def test_strict_transport_security_can_be_off(tmp_path: Path) -> None:
+    with running(tmp_path, mlflow_server_hsts_max_age=0) as proxy:
+        assert proxy.get("/")[1]["Strict-Transport-Security"] is None
