@@ -72,7 +72,7 @@ def recipe_hash(name: str, base: str) -> str:
 def ensure(client: DockerClient, base: str, ca_bundle: Path | None, mirror: str | None, say: Say) -> Images:
     """Build what is missing.
 
-    base: `auto` for Ubuntu 24.04 from the registry or else Debian 12 by debootstrap; a suite; or an image to start from.
+    base: `auto` for Ubuntu 24.04 from the registry, else Debian 12 by debootstrap; a suite; or an image to start from.
     ca_bundle: certificates that apt trusts during the build only, for an intercepting proxy.
     mirror: Debian mirror for debootstrap; None leaves it to debootstrap.
     Raises UnavailableError when there is no base to be had; LocalAwsError.

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import docker.errors
 import pytest
 from cryptography import x509
 from werkzeug import Request, Response
@@ -278,6 +279,23 @@ def test_a_changed_recipe_or_base_is_another_image(tmp_path: Path, monkeypatch: 
     assert images.recipe_hash("host", "other") != first
     recipe.write_text("FROM b")
     assert images.recipe_hash("host", "base") != first
+
+
+def test_a_suite_without_a_base_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Nothing:
+        images = api = SimpleNamespace(get=lambda tag: unavailable(tag), pull=lambda *_, **__: unavailable("pull"))
+
+    def unavailable(what: str) -> None:
+        raise docker.errors.ImageNotFound(f"no {what}", explanation=f"no {what}")
+
+    monkeypatch.setattr("local_aws.engine.connect", Nothing)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    assert cli.main(["images", "--suite", "noble"]) == cli.NO_BASE
+    assert "cannot pull ubuntu:24.04" in capsys.readouterr().err
+    assert cli.main(["images", "--suite", "trixie"]) == cli.NO_BASE
+    assert "cannot debootstrap trixie because it is not installed" in capsys.readouterr().err
 
 
 def test_a_console_is_plain_text() -> None:
