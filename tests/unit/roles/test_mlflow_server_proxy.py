@@ -35,7 +35,7 @@ HOSTS = {
 }
 # Every pair of these is a configuration that somebody runs.
 INPUTS: dict[str, tuple[dict[str, Any], ...]] = {
-    "tls": ({"mlflow_server_tls_mode": "selfsigned"}, {"mlflow_server_tls_mode": "files"}),
+    "tls": tuple({"mlflow_server_tls_mode": mode} for mode in ("selfsigned", "files", "acme")),
     "login": ({"mlflow_server_authentication": "basic-auth"}, {"mlflow_server_authentication": "none"}),
     "others": ({}, {"mlflow_server_presigned_transfers": False, "mlflow_server_hsts_max_age": 0}),
 }
