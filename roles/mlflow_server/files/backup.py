@@ -265,7 +265,8 @@ def migrate() -> None:
 def upgrade(directory: Path, keep: int) -> dict[str, str]:
     """Dump the databases, migrate them, and restore what a failing migration changed. Return the path of the backup."""
     with locked():
-        if "outdated" not in schema.status().values():
+        states = schema.status()
+        if "outdated" not in (states[store] for store in schema.store_urls()):
             migrate()
             return {}
         urls = databases()
