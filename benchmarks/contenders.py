@@ -88,12 +88,14 @@ def second_nginx(configuration: str) -> str:
 def without_login(text: str) -> str:
     """Return the role's unit for another server: same hardening and options, no authentication, a socket of its own."""
     for pattern, new in (
-        (r"(?m)^(Requires|After)=mlflow\.socket.*\n", ""),
+        (r"(?m)^(Requires|After|Sockets)=mlflow\.socket.*\n", ""),
         (r"(?m)^ExecStartPre=.*\n", ""),
-        (r"--fd 3", f"--uds {SOCKET}"),
-        (r"--factory mlflow\.server\.auth:create_app", "mlflow.server.fastapi_app:app"),
+        (r"(?m)^ExecStart=(.*)/bin/gunicorn ", rf"ExecStart=\1/bin/gunicorn --bind unix:{SOCKET} "),
         (r"(?m)^UMask=.*$", "UMask=0000\nRuntimeDirectory=bench-open"),
-        (r"(?m)^(EnvironmentFile=.*)$", rf"\1\nEnvironmentFile={FOLDER}/open.env"),
+        (
+            r"(?m)^(EnvironmentFile=.*)$",
+            rf"\1\nEnvironmentFile={FOLDER}/open.env\nUnsetEnvironment=MLFLOW_AUTH_CONFIG_PATH",
+        ),
     ):
         text, count = re.subn(pattern, new, text)
         if count == 0:
@@ -106,12 +108,8 @@ def one_worker(text: str) -> str:
     text, count = re.subn(r"--workers \d+", "--workers 1", text)
     if count != 1:
         raise ValueError("mlflow.service names no number of workers: benchmarks/contenders.py must follow the role")
-    for pattern, new in (
-        (r"(?m)^(Requires|After)=mlflow\.socket.*\n", ""),
-        (r"--fd 3", "--host 127.0.0.1 --port 5105"),
-    ):
-        text = re.sub(pattern, new, text)
-    return text
+    text = re.sub(r"(?m)^(Requires|After|Sockets)=mlflow\.socket.*\n", "", text)
+    return text.replace("/bin/gunicorn ", "/bin/gunicorn --bind 127.0.0.1:5105 ")
 
 
 def set_up(lab: Lab) -> int:
@@ -173,7 +171,14 @@ def targets(lab: Lab) -> dict[str, dict[str, Any]]:
         "tutorial, PostgreSQL": {"url": "http://localhost:5102", "units": ["bench-postgresql"]},
         "bare": {"url": "http://localhost:5104", "units": ["bench-bare"]},
         "role, no login": {"url": f"https://{HOST_ADDRESS}:8443", "units": ["bench-open", "bench-nginx"], **tls},
-        "role": {"url": f"https://{HOST_ADDRESS}", "units": ["mlflow", "nginx"], **tls, **login},
+        "role": {
+            "url": f"https://{HOST_ADDRESS}",
+            "units": ["mlflow", "nginx"],
+            # As the role restarts it.
+            "restart": ["start", "mlflow-restart"],
+            **tls,
+            **login,
+        },
         "role, one worker": {"url": "http://localhost:5105", "units": ["bench-one"], **login},
     }
     return {name: {"name": name, **description} for name, description in found.items()}

@@ -43,6 +43,7 @@ class Target:
     def __init__(self, description: Json) -> None:
         self.name: str = description["name"]
         self.units: list[str] = description["units"]
+        self.restart: list[str] = description.get("restart") or ["restart", *self.units[:1]]
         parts = urlsplit(description["url"])
         self.host = parts.hostname or ""
         self.tls = parts.scheme == "https"
@@ -589,11 +590,11 @@ def restart(request: Json) -> Json:
         endurance = Endurance(target, start + request["seconds"], 60)
         taken: list[float] = []
 
-        def disturb(unit: str = target.units[0], start: float = start, taken: list[float] = taken) -> None:
+        def disturb(how: list[str] = target.restart, start: float = start, taken: list[float] = taken) -> None:
             for moment in request["moments"]:
                 time.sleep(max(0.0, start + moment - time.monotonic()))
                 begun = time.monotonic()
-                systemctl("restart", [unit])
+                systemctl(how[0], how[1:])
                 taken.append(time.monotonic() - begun)
 
         disturber = threading.Thread(target=disturb)

@@ -38,14 +38,23 @@ class Check:
     junit: bool = False
 
 
+# Parts of one lane run one after the other, because they share a machine's only one of something; the lanes run at once.
+CLOUD, HOSTS, PLAIN = "cloud", "hosts", "plain"
+
+
 @dataclass(frozen=True)
 class Part:
-    """A named part: its checks, whether it needs Docker, and how many seconds the whole of it may take."""
+    """A named part: its checks, the lane that it runs in, and how many seconds the whole of it may take."""
 
     name: str
     checks: tuple[Check, ...]
-    docker: bool
+    lane: str
     limit: int
+
+    @property
+    def docker(self) -> bool:
+        """Tell whether it needs Docker."""
+        return self.lane != PLAIN
 
 
 @dataclass
@@ -140,12 +149,12 @@ def all_parts() -> list[Part]:
     """Return every part, also one that has nothing to run yet; the limits are several times what was measured."""
     scenarios = tuple(molecule_checks())
     return [
-        Part("lint", tuple(lint_checks()), docker=False, limit=15 * 60),
-        Part("unit", tuple(pytest_checks("unit")), docker=False, limit=15 * 60),
-        Part("sanity", tuple(sanity_checks()), docker=False, limit=20 * 60),
-        Part("integration", tuple(pytest_checks("integration")), docker=True, limit=20 * 60),
-        Part("e2e", tuple(pytest_checks("e2e")), docker=True, limit=40 * 60),
-        Part("molecule", scenarios, docker=True, limit=25 * 60 * len(scenarios)),
+        Part("lint", tuple(lint_checks()), PLAIN, limit=15 * 60),
+        Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=25 * 60),
+        Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
+        Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=20 * 60),
+        Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=40 * 60),
+        Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
     ]
 
 
@@ -283,17 +292,16 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def run_parts(parts: Sequence[Part], runner: Runner) -> list[Outcome]:
-    """Run the Docker parts one after the other, the others beside them; return the outcomes in the parts' order."""
-    docker = [part for part in parts if part.docker]
-    plain = [part for part in parts if not part.docker]
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    """Run the lanes at once, the first of them live; return the outcomes in the parts' order."""
+    lanes = {name: members for name in (CLOUD, HOSTS, PLAIN) if (members := [p for p in parts if p.lane == name])}
+    with concurrent.futures.ThreadPoolExecutor(max_workers=len(lanes)) as pool:
 
-        def lane(members: Sequence[Part], live: bool) -> list[Outcome]:
+        def run_lane(members: Sequence[Part], live: bool) -> list[Outcome]:
             return [runner.run(part, live) for part in members]
 
-        lanes = [pool.submit(lane, docker, True), pool.submit(lane, plain, not docker)]
+        futures = [pool.submit(run_lane, members, not index) for index, members in enumerate(lanes.values())]
         try:
-            outcomes = {outcome.part: outcome for future in lanes for outcome in future.result()}
+            outcomes = {outcome.part: outcome for future in futures for outcome in future.result()}
         except KeyboardInterrupt:
             runner.stop_all()
             raise

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +177,9 @@ def dump(directory: Path) -> Path:
     release = Path(sys.prefix).name
     target = directory / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{release}"
     partial = directory / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    # What a dump that was cut off has left.
+    with suppress(FileNotFoundError):
+        shutil.rmtree(partial)
     partial.mkdir(mode=0o700)
     for store, url in databases().items():
         file = str(partial / f"{store}.dump")

@@ -18,38 +18,37 @@ from benchmarks import contenders, measure, report
 ROLE = Path(__file__).resolve().parents[3] / "roles/mlflow_server"
 
 
-def rendered(template: str, authenticated: bool = True) -> str:
+def rendered(template: str) -> str:
     """Render a template of the role with the values of its own files."""
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text())
     fixed = yaml.safe_load((ROLE / "vars/main.yml").read_text())
-    app = "mlflow.server.auth:create_app" if authenticated else "mlflow.server.fastapi_app:app"
     computed = {
         "ansible_managed": "managed",
         "mlflow_server_public_name": "10.89.0.10",
         "__mlflow_server_workers": 2,
-        "__mlflow_server_authenticated": authenticated,
-        "__mlflow_server_app": app,
+        "__mlflow_server_standby": False,
+        "__mlflow_server_release": "/opt/mlflow/releases/x",
+        "__mlflow_server_program": "/opt/mlflow/releases/x/service-x",
         "__mlflow_server_nginx_http2_directive": False,
     }
     text = (ROLE / "templates" / template).read_text()
-    return Environment(keep_trailing_newline=True).from_string(text).render(defaults | fixed | computed)
+    return Environment(keep_trailing_newline=True, trim_blocks=True).from_string(text).render(defaults | fixed | computed)
 
 
 def test_the_server_without_login_differs_from_the_role_only_in_login_socket_and_database() -> None:
     unit = contenders.without_login(rendered("etc/systemd/system/mlflow.service.j2"))
-    own = rendered("etc/systemd/system/mlflow.service.j2", authenticated=False)
+    own = rendered("etc/systemd/system/mlflow.service.j2")
     ours = {line.strip() for line in own.splitlines()}
     added = {line.strip() for line in unit.splitlines()} - ours
+    started = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
     assert added == {
         f"EnvironmentFile={contenders.FOLDER}/open.env",
+        "UnsetEnvironment=MLFLOW_AUTH_CONFIG_PATH",
         "RuntimeDirectory=bench-open",
         "UMask=0000",
-        next(line.strip() for line in unit.splitlines() if "--uds" in line),
+        started,
     }
-    options = re.search(r"ExecStart=(.*?)\nRestart", own, re.DOTALL)
-    found = re.search(r"ExecStart=(.*?)\nRestart", unit, re.DOTALL)
-    assert options and found
-    assert found.group(1).replace(f"--uds {contenders.SOCKET}", "--fd 3") == options.group(1)
+    assert started.replace(f" --bind unix:{contenders.SOCKET}", "") in ours
 
 
 def test_the_second_nginx_shares_no_port_and_no_socket_with_the_first() -> None:
