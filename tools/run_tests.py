@@ -38,7 +38,7 @@ class Check:
     junit: bool = False
 
 
-# Parts of one lane run one after the other, because they share a machine's only one of something; the lanes run at once.
+# Parts of one lane run one after the other, because they share what the machine has one of; the lanes run at once.
 CLOUD, HOSTS, PLAIN = "cloud", "hosts", "plain"
 
 

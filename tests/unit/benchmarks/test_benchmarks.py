@@ -32,7 +32,8 @@ def rendered(template: str) -> str:
         "__mlflow_server_nginx_http2_directive": False,
     }
     text = (ROLE / "templates" / template).read_text()
-    return Environment(keep_trailing_newline=True, trim_blocks=True).from_string(text).render(defaults | fixed | computed)
+    environment = Environment(keep_trailing_newline=True, trim_blocks=True)
+    return environment.from_string(text).render(defaults | fixed | computed)
 
 
 def test_the_server_without_login_differs_from_the_role_only_in_login_socket_and_database() -> None:
