@@ -1,4 +1,4 @@
-"""Renew the certificate of the server NAME by the timer's own unit, while clients that trust CA ask it without a pause.
+"""Renew the certificate of the server NAME by UNIT, its timer's own, while clients that trust CA ask without a pause.
 
 Fails if one request fails, or if the new certificate is not served. Runs on the host under test.
 """
@@ -13,7 +13,7 @@ import time
 CLIENTS = 4
 PATIENCE = 30
 
-name, ca = sys.argv[1:]
+name, ca, unit = sys.argv[1:]
 trust = ssl.create_default_context(cafile=ca)
 stop = threading.Event()
 answers: list[int] = []
@@ -48,7 +48,7 @@ clients = [threading.Thread(target=client) for _ in range(CLIENTS)]
 for thread in clients:
     thread.start()
 try:
-    subprocess.run(["systemctl", "start", "certbot.service"], check=True)
+    subprocess.run(["systemctl", "start", unit], check=True)
     deadline = time.monotonic() + PATIENCE
     while after == before and time.monotonic() < deadline:
         time.sleep(0.2)
