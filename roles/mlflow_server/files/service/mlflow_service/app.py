@@ -18,7 +18,7 @@ from mlflow.server import handlers
 from mlflow.server.handlers import _get_model_registry_store, _get_tracking_store
 from starlette.routing import Match, Mount
 
-from mlflow_service import artifacts, faults
+from mlflow_service import artifacts, faults, logins
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -119,3 +119,4 @@ def forked() -> None:
 
 
 application = build()
+service = logins.limited(application)
