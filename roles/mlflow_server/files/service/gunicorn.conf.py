@@ -50,3 +50,10 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     from mlflow_service.app import forked
 
     forked()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:
+    """Tell the metrics that what the worker was answering is over."""
+    from mlflow_service.metrics import forget
+
+    forget(worker.pid)
