@@ -41,7 +41,8 @@ def main() -> None:
     """Lay out all files anew."""
     # nginx is another user than the one who builds.
     os.umask(0o022)
-    shutil.rmtree(TARGET, ignore_errors=True)
+    if TARGET.exists():
+        shutil.rmtree(TARGET)
     # Links, because the same bytes are in the environment already.
     shutil.copytree(source(), TARGET, copy_function=os.link)
     for path in sorted(TARGET.rglob("*")):

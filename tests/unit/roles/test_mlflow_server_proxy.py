@@ -37,13 +37,21 @@ HOSTS = {
 INPUTS: dict[str, tuple[dict[str, Any], ...]] = {
     "tls": tuple({"mlflow_server_tls_mode": mode} for mode in ("selfsigned", "files", "acme")),
     "login": ({"mlflow_server_authentication": "basic-auth"}, {"mlflow_server_authentication": "none"}),
-    "others": ({}, {"mlflow_server_presigned_transfers": False, "mlflow_server_hsts_max_age": 0}),
+    "others": (
+        {},
+        {
+            "mlflow_server_presigned_transfers": False,
+            "mlflow_server_hsts_max_age": 0,
+            "mlflow_server_metrics": True,
+            "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"],
+        },
+    ),
 }
 MODES = [{key: value for part in parts for key, value in part.items()} for parts in itertools.product(*INPUTS.values())]
 
 
 def name_of(mode: dict[str, Any]) -> str:
-    return "-".join(str(value) for value in mode.values())
+    return "-".join([*(value for value in mode.values() if isinstance(value, str)), "metrics" * (len(mode) > 2)])
 
 
 def rendered(directory: Path, host: str, **inputs: Any) -> str:
@@ -314,3 +322,11 @@ def test_an_upload_is_passed_on_as_it_arrives(proxy: Proxy) -> None:
 def test_strict_transport_security_can_be_off(tmp_path: Path) -> None:
     with running(tmp_path, mlflow_server_hsts_max_age=0) as proxy:
         assert proxy.get("/")[1]["Strict-Transport-Security"] is None
+
+
+@pytest.mark.parametrize(("cidr", "status"), [("127.0.0.0/8", 200), ("203.0.113.0/24", 403)])
+def test_only_the_given_networks_read_the_metrics(cidr: str, status: int, tmp_path: Path) -> None:
+    with running(tmp_path, mlflow_server_metrics=True, mlflow_server_metrics_cidrs=[cidr]) as proxy:
+        found, _, body = proxy.get("/metrics")
+        assert (found, b"stub" in body) == (status, status == 200)
+        assert proxy.get("/")[0] == 200

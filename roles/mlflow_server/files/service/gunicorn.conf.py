@@ -23,7 +23,7 @@ chdir = _FOLDER
 if "NOTIFY_SOCKET" in os.environ:
     os.environ["MLFLOW_SERVICE_NOTIFY_SOCKET"] = os.environ.pop("NOTIFY_SOCKET")
 
-wsgi_app = "mlflow_service.app:application"
+wsgi_app = "mlflow_service.app:service"
 worker_class = "mlflow_service.worker.Worker"
 # Loaded once and forked: the workers share what they do not change, and a new one is there within a tenth of a second.
 preload_app = True
@@ -50,3 +50,10 @@ def post_fork(server: Arbiter, worker: Worker) -> None:
     from mlflow_service.app import forked
 
     forked()
+
+
+def child_exit(server: Arbiter, worker: Worker) -> None:
+    """Tell the metrics that what the worker was answering is over."""
+    from mlflow_service.metrics import forget
+
+    forget(worker.pid)

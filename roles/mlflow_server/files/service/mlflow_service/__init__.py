@@ -1,5 +1,6 @@
 """MLflow's tracking server as a systemd service: what `mlflow server` starts, without its parent and its stalls.
 
 `app` builds the ASGI application out of MLflow's own parts, `worker` runs it in gunicorn's workers, `artifacts` streams
-to and from S3, `faults` says what is wrong when the database, the store or the disk fails.
+to and from S3, `faults` says what is wrong when the database, the store or the disk fails, `logins` limits wrong
+passwords, and `metrics` counts for Prometheus.
 """

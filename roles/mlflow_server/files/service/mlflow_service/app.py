@@ -18,7 +18,7 @@ from mlflow.server import handlers
 from mlflow.server.handlers import _get_model_registry_store, _get_tracking_store
 from starlette.routing import Match, Mount
 
-from mlflow_service import artifacts, faults
+from mlflow_service import artifacts, faults, logins, metrics
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -119,3 +119,5 @@ def forked() -> None:
 
 
 application = build()
+# What is refused is counted as well.
+service = metrics.measured(logins.limited(application), application.fastapi, flask_app)
