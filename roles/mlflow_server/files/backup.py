@@ -180,7 +180,8 @@ def dump(directory: Path) -> Path:
     release = Path(sys.prefix).name
     target = directory / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{release}"
     partial = directory / "partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        shutil.rmtree(partial)
     partial.mkdir(mode=0o700)
     for store, url in databases().items():
         file = str(partial / f"{store}.dump")
