@@ -6,7 +6,8 @@ Commands, all with the directory that holds the backups:
 
   ready    exit 1 with a sentence on stderr unless a backup can be made now
   upgrade  dump every database that holds data, run `schema.py upgrade`, and restore what it changed if it fails
-  restore  put back what `pending` in that directory names (or --backup), unless somebody has written since
+  restore  put back what `pending` in that directory names, unless a server has written since
+  rollback put back the newest backup that this release knows, and give up all that was written since
 
 `pending` is a link to the backup of an upgrade that nobody has found good yet. Whoever finds it good removes the link.
 """
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,18 @@ def client(server_major: int) -> Path:
     return found[newest]
 
 
-def ready(directory: Path) -> dict[str, Path]:
-    """Return the directory of the client for each database.
+def programs(store: str) -> Path:
+    """Return the directory of the client for a store's database."""
+    with schema.connected(databases()[store]) as connection:
+        return client(connection.server_version // 10000)
 
-    Raises SchemaError when there is none, or no room for the dumps: what the databases take, which is plenty.
-    """
-    clients, needed = {}, 0
+
+def ready(directory: Path) -> None:
+    """Raise SchemaError when there is no client, or no room for the dumps: what the databases take, which is plenty."""
+    needed = 0
     for store, url in databases().items():
+        programs(store)
         with schema.connected(url) as connection:
-            clients[store] = client(connection.server_version // 10000)
             needed += value(connection, "SELECT pg_database_size(current_database())")
     there = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(there).free
@@ -146,7 +150,6 @@ def ready(directory: Path) -> dict[str, Path]:
             f"A backup of the databases may need {needed / 2**30:.2f} GiB in {directory}, where {free / 2**30:.2f} are "
             "free. Make room there, or take a snapshot of the database and set mlflow_server_upgrade_backup to false."
         )
-    return clients
 
 
 def cause(stderr: str) -> str:
@@ -173,17 +176,16 @@ def libpq(url: str) -> str:
 
 def dump(directory: Path) -> Path:
     """Dump the databases and return the directory of the new backup, which is complete or not there at all."""
-    clients = ready(directory)
+    ready(directory)
     release = Path(sys.prefix).name
     target = directory / f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-before-{release}"
     partial = directory / "partial"
-    # What a dump that was cut off has left.
-    with suppress(FileNotFoundError):
+    if partial.exists():
         shutil.rmtree(partial)
     partial.mkdir(mode=0o700)
     for store, url in databases().items():
         file = str(partial / f"{store}.dump")
-        pg_dump, pg_restore = (str(clients[store] / name) for name in ("pg_dump", "pg_restore"))
+        pg_dump, pg_restore = (str(programs(store) / name) for name in ("pg_dump", "pg_restore"))
         run([pg_dump, "--format=custom", f"--file={file}", libpq(url)], f"dump the {store} database")
         run([pg_restore, "--list", file], f"read back the dump of the {store} database")
     write_manifest(partial, {"revisions": {store: revision(store, url) for store, url in schema.store_urls().items()}})
@@ -206,23 +208,16 @@ def read_manifest(backup: Path) -> dict[str, Any]:
         raise SchemaError(f"There is no backup at {backup}.") from error
 
 
-def put_back(store: str, url: str, backup: Path, clients: dict[str, Path]) -> None:
+def put_back(store: str, url: str, backup: Path) -> None:
     """Replace all that the owner has in a database by what is in its dump, in one transaction.
 
     Not by `pg_restore --clean`, which knows nothing of what the newer schema added, and fails on what hangs on it.
     """
     with schema.connected(url) as connection:
         name = value(connection, "SELECT current_schema()")
-    pg_restore, psql = (
-        [
-            str(clients[store] / "pg_restore"),
-            "--no-owner",
-            f"--schema={name}",
-            "--file=-",
-            str(backup / f"{store}.dump"),
-        ],
-        [str(clients[store] / "psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", libpq(url)],
-    )
+    folder, file = programs(store), backup / f"{store}.dump"
+    pg_restore = [str(folder / "pg_restore"), "--no-owner", f"--schema={name}", "--file=-", str(file)]
+    psql = [str(folder / "psql"), "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", libpq(url)]
     with (
         subprocess.Popen(pg_restore, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as reading,
         subprocess.Popen(psql, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as writing,
@@ -283,86 +278,105 @@ def upgrade(directory: Path, keep: int) -> dict[str, str]:
         pending = directory / "pending"
         pending.unlink(missing_ok=True)
         pending.symlink_to(backup.name)
-        manifest = read_manifest(backup)
         try:
             migrate()
         except SchemaError as error:
-            alone(urls)
-            clients = ready(directory)
-            changed = [
-                store
-                for store, url in schema.store_urls().items()
-                if revision(store, url) != manifest["revisions"][store]
-            ]
+            note_writes(backup)
+            revisions = read_manifest(backup)["revisions"]
+            changed = {store for store, url in schema.store_urls().items() if revision(store, url) != revisions[store]}
             for store in {store if store in urls else "tracking" for store in changed}:
-                put_back(store, urls[store], backup, clients)
+                put_back(store, urls[store], backup)
             pending.unlink()
             raise SchemaError(
                 f"{error}. The databases are as they were before; their backup stays in {backup}."
             ) from error
-        alone(urls)
-        write_manifest(backup, manifest | {"writes": {store: writes(url) for store, url in urls.items()}})
-        for old in sorted(path for path in directory.glob("*-before-*") if path.is_dir())[:-keep]:
+        note_writes(backup)
+        for old in backups(directory)[:-keep]:
             shutil.rmtree(old)
         return {"backup": str(backup)}
 
 
-def restore(directory: Path, name: str, discard_writes: bool) -> dict[str, str]:
-    """Put the databases back to a backup. Return its path.
+def note_writes(backup: Path) -> None:
+    """Keep how much had been written when an upgrade ended, so that a restore knows whether a server has written since.
 
-    Raises SchemaError, and changes nothing, when a server may have written since, unless its writes may be lost.
+    At once, because without a count nothing is ever restored unasked, and again when all sessions have ended: a count
+    that came too early is too low, and a restore then refuses.
     """
-    pending = directory / "pending"
-    backup = (directory / name).resolve()
+    urls = databases()
+    for settle in (dict, lambda: alone(urls)):
+        settle()
+        counts = {store: writes(url) for store, url in urls.items()}
+        write_manifest(backup, read_manifest(backup) | {"writes": counts})
+
+
+def backups(directory: Path) -> list[Path]:
+    """Return the complete backups, the oldest first."""
+    return sorted(path for path in directory.glob("*-before-*") if path.is_dir())
+
+
+def restore(directory: Path) -> dict[str, str]:
+    """Put the databases back to what they were before the pending upgrade. Return the path of the backup.
+
+    Raises SchemaError, and changes nothing, when a server may have written since.
+    """
+    backup = (directory / "pending").resolve()
     with locked():
-        urls = databases()
-        alone(urls)
+        alone(databases())
         manifest = read_manifest(backup)
+        counts = manifest.get("writes", {})
         # A restore that was cut off between the two databases goes on with the second.
-        left = {store: url for store, url in urls.items() if store not in manifest.get("restored", [])}
-        if not discard_writes:
-            if pending.resolve() != backup:
-                raise SchemaError(f"What was written since {backup} would be lost. Nothing was restored.")
-            # Without a count the upgrade was cut off, and no release can have started on what it left.
-            counts = manifest.get("writes", {})
-            if written := [store for store, url in left.items() if store in counts and writes(url) != counts[store]]:
-                raise SchemaError(
-                    f"The new release has already written to the databases ({', '.join(written)}); restoring {backup} "
-                    "would lose that. Nothing was restored."
-                )
-        clients = ready(directory)
+        left = {store: url for store, url in databases().items() if store not in manifest.get("restored", [])}
+        if any(writes(url) != counts.get(store) for store, url in left.items()):
+            raise SchemaError(f"A server may have written since, and restoring {backup} would lose that.")
         for store, url in left.items():
-            put_back(store, url, backup, clients)
+            put_back(store, url, backup)
             manifest["restored"] = [*manifest.get("restored", []), store]
             write_manifest(backup, manifest)
-        del manifest["restored"]
-        write_manifest(backup, manifest)
-        if pending.resolve() == backup:
-            pending.unlink()
-        return {"restored": str(backup)}
+        (directory / "pending").unlink()
+    return {"restored": str(backup)}
+
+
+def rollback(directory: Path) -> dict[str, str]:
+    """Dump the databases, and put them back to the newest backup that this release knows: what came since is given up.
+
+    Does nothing when the databases are not newer than this release. Return the paths of both backups.
+    """
+    with locked():
+        if "newer" not in schema.status().values():
+            return {}
+        alone(databases())
+        known = json.loads(schema.RECORD.read_text(encoding="utf-8"))
+        for backup in reversed(backups(directory)):
+            revisions = read_manifest(backup)["revisions"]
+            if all(found is None or found in known[store]["known"] for store, found in revisions.items()):
+                break
+        else:
+            raise SchemaError(f"No backup in {directory} has a schema that this release knows.")
+        given_up = dump(directory)
+        for store, url in databases().items():
+            put_back(store, url, backup)
+        (directory / "pending").unlink(missing_ok=True)
+    return {"restored": str(backup), "given_up": str(given_up)}
 
 
 def main() -> int:
     """Run the command named on the command line; return the exit code."""
+    commands: dict[str, Any] = {"ready": ready, "restore": restore, "rollback": rollback}
     parser = argparse.ArgumentParser(description="Back up, upgrade and restore MLflow's databases.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("ready", "upgrade", "restore"):
-        commands.add_parser(name).add_argument("directory", type=Path)
-    commands.choices["upgrade"].add_argument("--keep", type=int, required=True)
-    commands.choices["restore"].add_argument("--backup", default="pending")
-    commands.choices["restore"].add_argument("--discard-writes", action="store_true")
+    parser.add_argument("command", choices=[*commands, "upgrade"])
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--keep", type=int, default=1, help="backups that an upgrade leaves")
     given = parser.parse_args()
     os.environ["PGAPPNAME"] = SESSION_NAME
     try:
-        if given.command == "ready":
-            ready(given.directory)
-        elif given.command == "upgrade":
-            print(json.dumps(upgrade(given.directory, given.keep)))
+        if given.command == "upgrade":
+            result = upgrade(given.directory, given.keep)
         else:
-            print(json.dumps(restore(given.directory, given.backup, given.discard_writes)))
+            result = commands[given.command](given.directory)
     except SchemaError as error:
         print(error, file=sys.stderr)
         return 1
+    print(json.dumps(result or {}))
     return 0
 
 
