@@ -44,6 +44,9 @@ def provision(control: Control, inputs: dict[str, Any], **environment: str) -> s
         ("mlflow_instance_type", "large", "an EC2 instance type"),
         ("mlflow_database_class", "t4g.micro", "an RDS instance class"),
         ("mlflow_database_engine_version", "latest", "a PostgreSQL version"),
+        ("mlflow_reboot_time", "4:00", "a time of day in quotation marks"),
+        ("mlflow_gc_older_than", "30", "an age in days, hours, minutes and seconds"),
+        ("mlflow_swap_size_mb", -2, "a size in MiB"),
     ],
 )
 def test_a_bad_form_is_refused_before_the_first_call(control: Control, variable: str, value: Any, allowed: str) -> None:
