@@ -11,6 +11,8 @@ Run with the Python of a release. It reads only the environment that systemd han
 Commands:
 
   record   write <release>/schema.json: each store's newest revision and all that the release knows
+  probe    the same as `status`, of databases that are not configured yet; as JSON on standard input:
+           {"urls": {"tracking": URL, "auth": URL}, "password": PASSWORD, "ca": the text of a PEM file, or ""}
   status   print {"tracking": STATE, "auth": STATE, "admin": STATE} as JSON; STATE is one of
            empty, outdated, current, newer; of the administrator: absent, outdated, current
   check    exit 1 with a sentence on stderr unless both schemas are current
@@ -26,7 +28,8 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -111,15 +114,27 @@ def admin_state(connection: Any) -> str | None:
     return "current" if is_admin and module("werkzeug.security").check_password_hash(digest, password) else "outdated"
 
 
-def status() -> dict[str, str]:
+def status(urls: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the state of each schema in use and, where its login is known, of the administrator."""
     states: dict[str, str] = {}
-    for store, url in store_urls().items():
+    for store, url in (urls or store_urls()).items():
         with connected(url) as connection:
             states[store] = schema_state(connection, store)
             if store == "auth" and (admin := admin_state(connection)):
                 states["admin"] = admin
     return states
+
+
+def probe() -> dict[str, str]:
+    """Return the state of each schema that standard input names."""
+    given = json.load(sys.stdin)
+    os.environ["PGPASSWORD"] = given["password"]
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as authority:
+        authority.write(given["ca"])
+        authority.flush()
+        # Of two values in one URL libpq takes the last.
+        root = f"&sslrootcert={authority.name}" if given["ca"] else ""
+        return status({store: url + root for store, url in given["urls"].items()})
 
 
 def check() -> None:
@@ -189,7 +204,13 @@ def upgrade_auth(url: str, admin: str | None) -> None:
 
 def main() -> int:
     """Run the command named on the command line; return the exit code."""
-    commands: dict[str, Any] = {"record": record, "status": status, "check": check, "upgrade": upgrade}
+    commands: dict[str, Any] = {
+        "record": record,
+        "probe": probe,
+        "status": status,
+        "check": check,
+        "upgrade": upgrade,
+    }
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         print(f"usage: {Path(sys.argv[0]).name} {{{','.join(commands)}}}", file=sys.stderr)
         return 2
