@@ -27,10 +27,11 @@ GOOD = {
     "mlflow_server_client_cidrs": ["203.0.113.0/24"],
     "mlflow_server_admin_cidrs": ["203.0.113.0/24"],
 }
+ACME = {"mlflow_server_tls_mode": "acme"}
 
 
 def problems(**inputs: Any) -> list[str]:
-    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=HOST, **GOOD, **inputs))
+    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=HOST, **(GOOD | inputs)))
     return found
 
 
@@ -40,6 +41,13 @@ def problems(**inputs: Any) -> list[str]:
         {},
         {"mlflow_server_metrics": True, "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"]},
         {"mlflow_server_login_failures_per_minute": 0},
+        {"mlflow_server_tls_mode": "acme"},
+        {
+            "mlflow_server_tls_mode": "acme",
+            "mlflow_server_tls_ca_file": __file__,
+            "mlflow_server_tls_acme_email": "a@b.c",
+        },
+        {"mlflow_server_tls_acme_cidrs": []},
     ],
 )
 def test_good_inputs(inputs: dict[str, Any]) -> None:
@@ -53,6 +61,12 @@ def test_good_inputs(inputs: dict[str, Any]) -> None:
         ({"mlflow_server_metrics_cidrs": ["prometheus"]}, ("mlflow_server_metrics_cidrs holds 'prometheus'", "CIDR")),
         ({"mlflow_server_metrics_cidrs": ["203.0.113.7/33"]}, ("'203.0.113.7/33'", "CIDR")),
         ({"mlflow_server_login_failures_per_minute": -1}, ("mlflow_server_login_failures_per_minute is -1", "0")),
+        (ACME | {"mlflow_server_public_name": "203.0.113.7"}, ("'203.0.113.7'", "DNS names", "selfsigned or files")),
+        (ACME | {"mlflow_server_tls_acme_directory_url": "ca.example.com"}, ("_url is 'ca.example.com'", "https://")),
+        (ACME | {"mlflow_server_tls_acme_email": "a@b.c, d@e.f"}, ("_email is 'a@b.c, d@e.f'", "one e-mail address")),
+        (ACME | {"mlflow_server_tls_acme_cidrs": []}, ("mlflow_server_tls_acme_cidrs is empty", "203.0.113.0/24")),
+        (ACME | {"mlflow_server_tls_acme_ca_file": "/none"}, ("_acme_ca_file is '/none'", "no such file")),
+        ({"mlflow_server_tls_ca_file": __file__}, ("mlflow_server_tls_ca_file is", "'selfsigned'", "files or acme")),
     ],
 )
 def test_a_bad_input_is_named(inputs: dict[str, Any], parts: tuple[str, ...]) -> None:
