@@ -23,10 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.parsing.dataloader import DataLoader
-from ansible.template import Templar, trust_as_template
+from mlflow_server_role import rendered
 
-ROLE = Path(__file__).resolve().parents[3] / "roles/mlflow_server"
 NGINX = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
 NAME = "mlflow.example.com"
 HOSTS = {
@@ -54,31 +52,24 @@ def name_of(mode: dict[str, Any]) -> str:
     return "-".join([*(value for value in mode.values() if isinstance(value, str)), "metrics" * (len(mode) > 2)])
 
 
-def rendered(directory: Path, host: str, **inputs: Any) -> str:
-    """The template as the role would write it, with the files that it names below @directory."""
-    loader = DataLoader()
-    variables: dict[str, Any] = {}
-    for path in ("defaults/main.yml", "vars/main.yml"):
-        variables |= loader.load_from_file(str(ROLE / path), cache="none", trusted_as_template=True)
-    variables |= {
-        "ansible_facts": HOSTS[host],
-        "ansible_managed": "Ansible managed",
-        "mlflow_server_public_name": NAME,
-        "__mlflow_server_release": str(directory / "release"),
-        "__mlflow_server_tls": str(directory),
-        "__mlflow_server_socket": str(directory / "mlflow.sock"),
+def configuration(directory: Path, host: str, **inputs: Any) -> str:
+    """The configuration that the role would write, with the files that it names below @directory."""
+    return rendered(
+        "etc/nginx/nginx.conf.j2",
+        ansible_facts=HOSTS[host],
+        mlflow_server_public_name=NAME,
+        __mlflow_server_release=str(directory / "release"),
+        __mlflow_server_tls=str(directory),
+        __mlflow_server_socket=str(directory / "mlflow.sock"),
         **inputs,
-    }
-    template = (ROLE / "templates/etc/nginx/nginx.conf.j2").read_text(encoding="utf-8")
-    # The same as Ansible's own template action: a block's line is not an empty line.
-    return str(Templar(loader=loader, variables=variables).template(trust_as_template(template)))
+    )
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("mode", MODES, ids=name_of)
 def test_gixy_finds_nothing(mode: dict[str, Any], host: str, tmp_path: Path) -> None:
     path = tmp_path / "nginx.conf"
-    path.write_text(rendered(tmp_path, host, **mode), encoding="utf-8")
+    path.write_text(configuration(tmp_path, host, **mode), encoding="utf-8")
     gixy = [str(Path(sys.executable).with_name("gixy")), "--disable-includes", str(path)]
     found = subprocess.run(gixy, capture_output=True, text=True, check=False)
     assert "No issues found" in found.stdout and found.returncode == 0, found.stdout + found.stderr
@@ -179,7 +170,7 @@ def written(directory: Path, **inputs: Any) -> tuple[Path, Proxy]:
     host = "debian13" if (int(number[1]), int(number[2])) >= (1, 25) else "debian12"
     proxy = Proxy(free_port(), free_port())
     path = directory / "nginx.conf"
-    path.write_text(on_loopback(rendered(directory, host, **inputs), directory, proxy.plain, proxy.secure))
+    path.write_text(on_loopback(configuration(directory, host, **inputs), directory, proxy.plain, proxy.secure))
     return path, proxy
 
 
