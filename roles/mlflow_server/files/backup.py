@@ -23,7 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +238,9 @@ def put_back(store: str, url: str, backup: Path) -> None:
             writing.stdin.close()
         except BrokenPipeError:
             reading.kill()
+            # What it still holds cannot be written either.
+            with suppress(BrokenPipeError):
+                writing.stdin.close()
         stderr = (reading.stderr.read() + writing.stderr.read()).decode(errors="replace")
     if reading.returncode or writing.returncode:
         raise SchemaError(
