@@ -35,6 +35,65 @@ def problems(**inputs: Any) -> list[str]:
     return found
 
 
+CERTIFICATE = {
+    "public_key": "A",
+    "not_before": "20200101000000Z",
+    "not_after": "99991231235959Z",
+    "subject_alt_name": ["DNS:mlflow.example.com", "IP:203.0.113.5"],
+}
+
+
+def certificate_problems(name: str, key: dict[str, Any], **certificate: Any) -> list[str]:
+    given: dict[str, Any] = {
+        "mlflow_server_public_name": name,
+        "mlflow_server_tls_certificate_file": "server.pem",
+        "mlflow_server_tls_private_key_file": "server.key",
+        "__mlflow_server_given_certificate": CERTIFICATE | certificate,
+        "__mlflow_server_given_key": key,
+    }
+    found: list[str] = json.loads(rendered("certificate_problems.j2", **(GOOD | given)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("MLflow.example.com", CERTIFICATE["subject_alt_name"]),
+        ("203.0.113.5", CERTIFICATE["subject_alt_name"]),
+        ("mlflow.example.com", ["DNS:*.Example.com"]),
+    ],
+)
+def test_a_certificate_that_serves(name: str, names: list[str]) -> None:
+    assert certificate_problems(name, {"public_key": "A"}, subject_alt_name=names) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "certificate", "part"),
+    [
+        ("mlflow.example.com", {"public_key": "B"}, {}, "'server.pem' was not made for the key"),
+        (
+            "mlflow.example.com",
+            {"public_key": "A"},
+            {"not_after": "20200102000000Z"},
+            "'server.pem' expired at 20200102",
+        ),
+        ("mlflow.example.com", {"public_key": "A"}, {"not_before": "99990101000000Z"}, "is not valid before 99990101"),
+        (
+            "a.mlflow.example.com",
+            {"public_key": "A"},
+            {"subject_alt_name": ["DNS:*.example.com"]},
+            "is for DNS:*.example",
+        ),
+        ("203.0.113.6", {"public_key": "A"}, {}, "not for mlflow_server_public_name '203.0.113.6'"),
+        ("mlflow.example.com", {"public_key": "A"}, {"subject_alt_name": None}, "is for no name at all"),
+        ("mlflow.example.com", {"msg": "Wrong passphrase"}, {}, "'server.key' cannot be read; give a private key"),
+    ],
+)
+def test_a_certificate_that_does_not(name: str, key: dict[str, Any], certificate: dict[str, Any], part: str) -> None:
+    (problem,) = certificate_problems(name, key, **certificate)
+    assert part in problem
+
+
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -48,10 +107,18 @@ def problems(**inputs: Any) -> list[str]:
             "mlflow_server_tls_acme_email": "a@b.c",
         },
         {"mlflow_server_tls_acme_cidrs": []},
+        {"mlflow_server_client_cidrs": ["203.0.113.5", "203.0.113.4/30", "0.0.0.0/0", "2001:DB8::/32", "::/0"]},
+        {"mlflow_server_public_name": "203.0.113.5"},
+        {"mlflow_server_extra_environment": {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool", "MY_OWN": "x"}},
+        # A lock of the user's own may bring an MLflow that knows other names.
+        {"mlflow_server_requirements_file": __file__, "mlflow_server_extra_environment": {"MLFLOW_NEW": "x"}},
     ],
 )
 def test_good_inputs(inputs: dict[str, Any]) -> None:
     assert problems(**inputs) == []
+
+
+CIDRS = "mlflow_server_client_cidrs"
 
 
 @pytest.mark.parametrize(
@@ -67,6 +134,26 @@ def test_good_inputs(inputs: dict[str, Any]) -> None:
         (ACME | {"mlflow_server_tls_acme_cidrs": []}, ("mlflow_server_tls_acme_cidrs is empty", "203.0.113.0/24")),
         (ACME | {"mlflow_server_tls_acme_ca_file": "/none"}, ("_acme_ca_file is '/none'", "no such file")),
         ({"mlflow_server_tls_ca_file": __file__}, ("mlflow_server_tls_ca_file is", "'selfsigned'", "files or acme")),
+        ({"mlflow_server_database_port": 65536}, ("mlflow_server_database_port is 65536", "from 1 to 65535")),
+        ({"mlflow_server_proxy_timeout": 0}, ("mlflow_server_proxy_timeout is 0", "from 1 to 86400")),
+        ({"mlflow_server_workers": -1}, ("mlflow_server_workers is -1", "from 0 to 1000")),
+        ({"mlflow_server_public_name": "203.0.113.256"}, ("mlflow_server_public_name is '203.0.113.256'", "IPv4")),
+        ({CIDRS: ["203.0.113.5/24"]}, ("203.0.113.5/24", "write 203.0.113.0/24 for the network, or 203.0.113.5")),
+        ({CIDRS: ["2001:db8::1/32"]}, ("2001:db8::1/32", "write 2001:db8::/32 for the network, or 2001:db8::1 for")),
+        ({CIDRS: ["203.0.113.0/33"]}, (f"{CIDRS} holds '203.0.113.0/33'", "CIDR")),
+        ({CIDRS: ["203.0.113/24"]}, (f"{CIDRS} holds '203.0.113/24'", "CIDR")),
+        ({CIDRS: [":::/8"]}, (f"{CIDRS} holds ':::/8'", "CIDR")),
+        (
+            {"mlflow_server_extra_environment": {"MLFLOW_SQLALCHEMY_POOLCLASS": "x"}},
+            (
+                "sets MLFLOW_SQLALCHEMY_POOLCLASS, which MLflow 3.17.2 does not know",
+                "mean MLFLOW_SQLALCHEMYSTORE_POOLCLASS?",
+            ),
+        ),
+        (
+            {"mlflow_server_extra_environment": {"MLFLOW_ABRACADABRA": "x"}},
+            ("sets MLFLOW_ABRACADABRA, which MLflow 3.17.2 does not know; leave it out.",),
+        ),
     ],
 )
 def test_a_bad_input_is_named(inputs: dict[str, Any], parts: tuple[str, ...]) -> None:
