@@ -29,8 +29,8 @@ GOOD = {
 }
 
 
-def problems(**inputs: Any) -> list[str]:
-    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=HOST, **GOOD, **inputs))
+def problems(host: dict[str, Any] = HOST, **inputs: Any) -> list[str]:
+    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=host, **GOOD, **inputs))
     return found
 
 
@@ -40,6 +40,9 @@ def problems(**inputs: Any) -> list[str]:
         {},
         {"mlflow_server_metrics": True, "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"]},
         {"mlflow_server_login_failures_per_minute": 0},
+        {"mlflow_server_job_execution": True},
+        # Without jobs they are no business of the role's.
+        {"mlflow_server_extra_environment": {"MLFLOW_GATEWAY_URI": "https://gateway.example.com"}},
     ],
 )
 def test_good_inputs(inputs: dict[str, Any]) -> None:
@@ -53,8 +56,27 @@ def test_good_inputs(inputs: dict[str, Any]) -> None:
         ({"mlflow_server_metrics_cidrs": ["prometheus"]}, ("mlflow_server_metrics_cidrs holds 'prometheus'", "CIDR")),
         ({"mlflow_server_metrics_cidrs": ["203.0.113.7/33"]}, ("'203.0.113.7/33'", "CIDR")),
         ({"mlflow_server_login_failures_per_minute": -1}, ("mlflow_server_login_failures_per_minute is -1", "0")),
+        (
+            {"mlflow_server_job_execution": True, "mlflow_server_extra_environment": {"MLFLOW_GATEWAY_URI": "x"}},
+            ("MLFLOW_GATEWAY_URI", "mlflow_server_job_execution", "leave it out"),
+        ),
+        (
+            {
+                "mlflow_server_job_execution": True,
+                "mlflow_server_workers": 15,
+                "mlflow_server_database_connections": 500,
+            },
+            ("mlflow_server_workers is 15", "4100 MB"),
+        ),
     ],
 )
 def test_a_bad_input_is_named(inputs: dict[str, Any], parts: tuple[str, ...]) -> None:
     (problem,) = problems(**inputs)
     assert all(part in problem for part in parts)
+
+
+def test_jobs_need_memory() -> None:
+    host = {**HOST, "memtotal_mb": 1900}
+    assert problems(host) == []
+    (problem,) = problems(host, mlflow_server_job_execution=True)
+    assert all(part in problem for part in ("2000 MB", "the host has 1900", "set it to false", "larger host"))
