@@ -30,8 +30,8 @@ GOOD = {
 ACME = {"mlflow_server_tls_mode": "acme"}
 
 
-def problems(**inputs: Any) -> list[str]:
-    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=HOST, **(GOOD | inputs)))
+def problems(host: dict[str, Any] = HOST, **inputs: Any) -> list[str]:
+    found: list[str] = json.loads(rendered("problems.j2", ansible_facts=host, **(GOOD | inputs)))
     return found
 
 
@@ -112,6 +112,9 @@ def test_a_certificate_that_does_not(name: str, key: dict[str, Any], certificate
         {"mlflow_server_extra_environment": {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool", "MY_OWN": "x"}},
         # A lock of the user's own may bring an MLflow that knows other names.
         {"mlflow_server_requirements_file": __file__, "mlflow_server_extra_environment": {"MLFLOW_NEW": "x"}},
+        {"mlflow_server_job_execution": True},
+        # Without jobs they are no business of the role's.
+        {"mlflow_server_extra_environment": {"MLFLOW_GATEWAY_URI": "https://gateway.example.com"}},
     ],
 )
 def test_good_inputs(inputs: dict[str, Any]) -> None:
@@ -154,8 +157,27 @@ CIDRS = "mlflow_server_client_cidrs"
             {"mlflow_server_extra_environment": {"MLFLOW_ABRACADABRA": "x"}},
             ("sets MLFLOW_ABRACADABRA, which MLflow 3.17.2 does not know; leave it out.",),
         ),
+        (
+            {"mlflow_server_job_execution": True, "mlflow_server_extra_environment": {"MLFLOW_GATEWAY_URI": "x"}},
+            ("MLFLOW_GATEWAY_URI", "mlflow_server_job_execution", "leave it out"),
+        ),
+        (
+            {
+                "mlflow_server_job_execution": True,
+                "mlflow_server_workers": 15,
+                "mlflow_server_database_connections": 500,
+            },
+            ("mlflow_server_workers is 15", "4100 MB"),
+        ),
     ],
 )
 def test_a_bad_input_is_named(inputs: dict[str, Any], parts: tuple[str, ...]) -> None:
     (problem,) = problems(**inputs)
     assert all(part in problem for part in parts)
+
+
+def test_jobs_need_memory() -> None:
+    host = {**HOST, "memtotal_mb": 1900}
+    assert problems(host) == []
+    (problem,) = problems(host, mlflow_server_job_execution=True)
+    assert all(part in problem for part in ("2000 MB", "the host has 1900", "set it to false", "larger host"))

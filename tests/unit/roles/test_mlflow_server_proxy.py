@@ -40,6 +40,7 @@ INPUTS: dict[str, tuple[dict[str, Any], ...]] = {
         {
             "mlflow_server_presigned_transfers": False,
             "mlflow_server_hsts_max_age": 0,
+            "mlflow_server_job_execution": True,
             "mlflow_server_metrics": True,
             "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"],
         },
@@ -146,6 +147,7 @@ def on_loopback(text: str, directory: Path, plain: int, secure: int) -> str:
     """The configuration @text for whoever runs the tests: other ports, other paths, no other user, no IPv6."""
     text = re.sub(r"listen \[::\].*\n", "", text)
     text = text.replace("listen 80", f"listen 127.0.0.1:{plain}").replace("listen 443", f"listen 127.0.0.1:{secure}")
+    text = text.replace("listen 127.0.0.1:5000", f"listen unix:{directory}/jobs.sock")
     text = re.sub(r"^user .*\n", "user root;\n" if os.geteuid() == 0 else "", text, flags=re.MULTILINE).replace(
         "/run/nginx.pid", f"{directory}/nginx.pid"
     )
