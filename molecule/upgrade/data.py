@@ -51,7 +51,8 @@ def read() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for run in client.search_runs([experiment.experiment_id]):
         content = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/a.txt")
-        losses = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss")]
+        # The old release gives them in no order.
+        losses = sorted((metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "loss"))
         found[run.info.run_id] = [
             run.data.params,
             run.data.metrics,
