@@ -85,9 +85,9 @@ def tracked(*patterns: str) -> list[str]:
 
 
 def shell_scripts() -> list[str]:
-    """Return the shell scripts of the checkout, by their name or their first line."""
+    """Return the shell scripts of the checkout, by their name or their first line; templates are none yet."""
     found = []
-    for name in tracked():
+    for name in tracked(":!*.j2"):
         with (ROOT / name).open("rb") as file:
             first = file.readline(80)
         if name.endswith((".sh", ".bash")) or (
