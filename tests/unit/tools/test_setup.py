@@ -6,6 +6,7 @@ import ast
 import os
 import shutil
 import subprocess
+import time
 import sys
 from pathlib import Path
 
@@ -97,6 +98,11 @@ def test_a_pid_file_of_a_killed_engine_is_removed_and_a_living_one_is_not(tmp_pa
     program.symlink_to(str(shutil.which("sleep")))
     with subprocess.Popen([program, "30"]) as process:
         living.write_text(str(process.pid))
+        # The kernel lets Popen return a moment before it gives a new program its name.
+        for _ in range(200):
+            if Path(f"/proc/{process.pid}/comm").read_text() == "containerd\n":
+                break
+            time.sleep(0.01)
         engine.clear_stale_pid_files(tmp_path)
         process.kill()
     assert not stale.exists()
