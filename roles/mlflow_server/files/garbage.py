@@ -135,7 +135,7 @@ class Store:
     def items(self, kind: str, before_ms: int | None = None, experiment_id: str | None = None) -> list[Item]:
         """Return the things of a kind: those deleted up to a time, or all those of an experiment, deleted or not."""
         columns = self._columns[kind]
-        _, experiment, _, deleted, stage = columns
+        experiment, deleted, stage = columns[1], columns[3], columns[4]
         with self._store.ManagedSessionMaker() as session:
             query = session.query(*columns[:4])
             if before_ms is not None:
@@ -146,7 +146,8 @@ class Store:
 
     def is_deleted(self, item: Item) -> bool:
         """Tell whether it still is: somebody may have restored it a moment ago, or another host has dealt with it."""
-        identifier, *_, stage = self._columns[item.kind]
+        columns = self._columns[item.kind]
+        identifier, stage = columns[0], columns[4]
         value = int(item.id) if item.kind == "experiment" else item.id
         with self._store.ManagedSessionMaker() as session:
             return bool(session.query(identifier).filter(identifier == value, stage == "deleted").count())

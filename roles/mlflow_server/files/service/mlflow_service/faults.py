@@ -50,7 +50,7 @@ def install(fastapi: FastAPI, flask: Flask) -> None:
     def body(code: str, message: str) -> str:
         return json.dumps({"error_code": code, "message": message})
 
-    async def by_fastapi(_: Request, error: Exception) -> JSONResponse:
+    async def by_fastapi(request: Request, error: Exception) -> JSONResponse:
         status, code, message = answer(error)
         logger.error("%s %r", message, error)
         return JSONResponse(json.loads(body(code, message)), status)
