@@ -153,7 +153,7 @@ def all_parts() -> list[Part]:
         Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=25 * 60),
         Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
         Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=20 * 60),
-        Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=40 * 60),
+        Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
     ]
 
