@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DATABASE_AWAY = "The tracking server's database does not answer. Try again later."
+
 
 def answer(error: Exception) -> tuple[HTTPStatus, str, str]:
     """Return status, MLflow's error code and message for an error that came from below MLflow.
@@ -39,8 +41,7 @@ def answer(error: Exception) -> tuple[HTTPStatus, str, str]:
     if isinstance(error, (Boto3Error, ClientError)):
         return HTTPStatus.INTERNAL_SERVER_ERROR, "INTERNAL_ERROR", f"The artifact store refused: {error}"
     if isinstance(error, (OperationalError, TimeoutError)):
-        message = "The tracking server's database does not answer. Try again later."
-        return HTTPStatus.SERVICE_UNAVAILABLE, "TEMPORARILY_UNAVAILABLE", message
+        return HTTPStatus.SERVICE_UNAVAILABLE, "TEMPORARILY_UNAVAILABLE", DATABASE_AWAY
     raise error
 
 
@@ -89,8 +90,7 @@ def tell_a_dead_database_from_a_wrong_password() -> None:
         error = cause.get()
         if user is None and error is not None:
             logger.error("The users' database does not answer: %r", error)
-            message = "The tracking server's database does not answer. Try again later."
-            raise MlflowException(message, TEMPORARILY_UNAVAILABLE)
+            raise MlflowException(DATABASE_AWAY, TEMPORARILY_UNAVAILABLE)
         return user
 
     auth._authenticate_cached = checked
