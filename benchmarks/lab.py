@@ -56,6 +56,7 @@ class Lab:
 
     directory: Path
     client: DockerClient
+    images: dict[str, str]
     authority: Authority
     host: Container
     database: Container
@@ -67,32 +68,18 @@ class Lab:
         return f"https://{GATEWAY}:{STORE_PORT}"
 
 
-def image(client: DockerClient, prefix: str) -> str:
-    """Return the newest image of a kind.
-
-    Raises: ProblemError when there is none.
-    """
-    found = [
-        (found.attrs["Created"], tag)
-        for found in client.images.list(filters={"label": "local_aws.image=1"})
-        for tag in found.tags
-        if tag.startswith(f"{prefix}:")
-    ]
-    if not found:
-        raise ProblemError(f"There is no image {prefix}: `python -m local_aws images` builds it.")
-    return str(max(found)[1])
-
-
-def start_host(client: DockerClient, name: str, address: str) -> Container:
-    """Boot a host with systemd.
+def start_host(client: DockerClient, image: str, name: str, address: str) -> Container:
+    """Boot a host with systemd, which an image of the local AWS has.
 
     Raises: ProblemError when it does not boot.
     """
     container = client.containers.run(
-        image(client, "local-aws-host"),
+        image,
         name=name,
         hostname=name,
         detach=True,
+        # The host shows the SSH keys on its console that it makes, and makes none without one.
+        tty=True,
         # systemd mounts its own cgroups and the services' namespaces; the firewall needs the network.
         cap_add=["SYS_ADMIN", "NET_ADMIN"],
         security_opt=["seccomp=unconfined", "apparmor=unconfined"],
@@ -110,7 +97,7 @@ def start_host(client: DockerClient, name: str, address: str) -> Container:
     raise ProblemError(f"{name} did not boot: systemd says {state!r}.")
 
 
-def start_database(client: DockerClient, authority: Authority, password: str) -> Container:
+def start_database(client: DockerClient, image: str, authority: Authority, password: str) -> Container:
     """Start the database's machine."""
     pem = authority.issue([DATABASE_NAME])
     statements = setup_statements("bench_master", scram_verifier(password), None)
@@ -125,7 +112,7 @@ def start_database(client: DockerClient, authority: Authority, password: str) ->
     }
     endpoint = EndpointConfig(client.api.api_version, ipv4_address=DATABASE_ADDRESS, aliases=[DATABASE_NAME])
     container = client.containers.create(
-        image(client, "local-aws-database"),
+        image,
         name=f"{NETWORK}-database",
         init=True,
         network=NETWORK,
@@ -160,7 +147,8 @@ def remove(client: DockerClient) -> None:
 def running(directory: Path) -> Iterator[Lab]:
     """Give the machines, which end with the block."""
     directory.mkdir(mode=0o700, exist_ok=True)
-    subprocess.run([sys.executable, "-m", "local_aws", "images"], cwd=ROOT, check=True)
+    build = [sys.executable, "-m", "local_aws", "images"]
+    images = json.loads(subprocess.run(build, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
     client = connect()
     remove(client)
     authority = Authority(directory / "ca.pem", directory / "ca.key")
@@ -169,7 +157,7 @@ def running(directory: Path) -> Iterator[Lab]:
     store: subprocess.Popen[bytes] | None = None
     try:
         client.networks.create(NETWORK, ipam=IPAMConfig(pool_configs=[pool]))
-        database = start_database(client, authority, passwords["master"])
+        database = start_database(client, images["database"], authority, passwords["master"])
         pem = authority.issue([GATEWAY])
         (directory / "store.pem").write_bytes(pem.certificate)
         key = directory / "store.key"
@@ -179,11 +167,12 @@ def running(directory: Path) -> Iterator[Lab]:
             listen = [f"--host={GATEWAY}", f"--port={STORE_PORT}"]
             tls = [f"--ssl-cert={directory / 'store.pem'}", f"--ssl-key={key}"]
             store = subprocess.Popen([str(BIN / "moto_server"), *listen, *tls], stdout=log, stderr=log)
-        host = start_host(client, f"{NETWORK}-host", HOST_ADDRESS)
+        host = start_host(client, images["host"], f"{NETWORK}-host", HOST_ADDRESS)
         await_port(DATABASE_ADDRESS, 5432)
         await_port(GATEWAY, STORE_PORT)
-        lab = Lab(directory, client, authority, host, database, passwords)
+        lab = Lab(directory, client, images, authority, host, database, passwords)
         make_bucket(lab)
+        let_in(lab)
         yield lab
     finally:
         remove(client)
@@ -205,6 +194,17 @@ def make_bucket(lab: Lab) -> None:
         region_name="eu-central-1",
     )
     store.create_bucket(Bucket=BUCKET, CreateBucketConfiguration={"LocationConstraint": "eu-central-1"})
+
+
+def let_in(lab: Lab) -> None:
+    """Let this machine log in to the host by SSH, as Ansible does on users' hosts."""
+    key = lab.directory / "ssh"
+    for path in (key, key.with_suffix(".pub"), lab.directory / "known_hosts"):
+        path.unlink(missing_ok=True)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    keys = File("/root/.ssh/authorized_keys", key.with_suffix(".pub").read_bytes(), 0o600)
+    put_files(lab.host, [File("/root/.ssh", b"", 0o700, is_directory=True), keys])
+    await_port(HOST_ADDRESS, 22)
 
 
 def inputs(lab: Lab) -> dict[str, Any]:
@@ -245,8 +245,15 @@ def converge(lab: Lab) -> float:
     variables.touch(mode=0o600)
     variables.write_text(json.dumps(inputs(lab)))
     inventory = lab.directory / "inventory.json"
-    connection = {"ansible_connection": "community.docker.docker", "ansible_python_interpreter": "/usr/bin/python3"}
-    inventory.write_text(json.dumps({"all": {"children": {"bench": {"hosts": {str(lab.host.name): connection}}}}}))
+    connection = {
+        "ansible_host": HOST_ADDRESS,
+        "ansible_user": "root",
+        "ansible_ssh_private_key_file": str(lab.directory / "ssh"),
+        "ansible_ssh_common_args": "-o StrictHostKeyChecking=accept-new "
+        f"-o UserKnownHostsFile={lab.directory}/known_hosts",
+        "ansible_python_interpreter": "/usr/bin/python3",
+    }
+    inventory.write_text(json.dumps({"all": {"children": {"bench": {"hosts": {"bench": connection}}}}}))
     start = time.monotonic()
     done = subprocess.run(
         [BIN / "ansible-playbook", "-i", inventory, "-e", f"@{variables}", ROOT / "benchmarks/converge.yml"],
@@ -281,7 +288,7 @@ exit 1
 
 def tutorial_seconds(lab: Lab, version: str) -> float:
     """Return how long apt, pip and the start of the tutorial's server take on a fresh host."""
-    container = start_host(lab.client, f"{NETWORK}-tutorial", TUTORIAL_ADDRESS)
+    container = start_host(lab.client, lab.images["host"], f"{NETWORK}-tutorial", TUTORIAL_ADDRESS)
     try:
         bundle = os.environ.get("SSL_CERT_FILE", "")
         script = TUTORIAL.format(version=version)
