@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
-from service_machine import ARTIFACTS, LOGIN, PROGRAM, Machine, Service, await_true, free_port
+from service_machine import ARTIFACTS, BUCKET, LOGIN, PATIENCE, PROGRAM, Machine, Service, await_true, free_port
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get?experiment_id=0"
 OPEN = {"/health", "/signup"}
@@ -135,6 +136,89 @@ def test_the_web_interface_gets_the_same(shared: Service) -> None:
     assert (status, body == data) == (200, True)
     assert headers["content-type"].startswith("text/plain")
     assert "filename*=UTF-8''%C3%A4.txt" in headers["content-disposition"]
+
+
+def bucket(service: Machine) -> Any:
+    """Return a client of the store."""
+    return boto3.client(
+        "s3", endpoint_url=service.store, aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1"
+    )
+
+
+def unfinished(client: Any) -> list[dict[str, str]]:
+    """Return the uploads that the store waits for the end of."""
+    found: list[dict[str, str]] = client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+    return found
+
+
+@contextlib.contextmanager
+def begun(service: Service, path: str, sent: bytes, announced: int) -> Iterator[socket.socket]:
+    """Begin an upload and send the first bytes of it."""
+    head = "".join(f"{name}: {value}\r\n" for name, value in service.headers().items())
+    with socket.create_connection(("127.0.0.1", service.port), timeout=PATIENCE) as connection:
+        connection.sendall(f"PUT {path} HTTP/1.1\r\nHost: localhost\r\n{head}".encode())
+        connection.sendall(f"Content-Length: {announced}\r\n\r\n".encode() + sent)
+        yield connection
+
+
+def test_a_large_artifact_goes_in_parts_and_as_mlflow_would_send_it(machine: Machine) -> None:
+    service = machine.start(environment={"MLFLOW_S3_UPLOAD_EXTRA_ARGS": '{"Metadata": {"team": "a"}}'})
+    data = os.urandom(2 * SIZE + 5)
+    assert service.ask(f"{ARTIFACTS}/large/model.json", "PUT", data)[0] == 200
+    client = bucket(machine)
+    found = client.get_object(Bucket=BUCKET, Key="artifacts/large/model.json")
+    assert (found["Body"].read() == data, found["ContentType"], found["Metadata"]) == (
+        True,
+        "application/json",
+        {"team": "a"},
+    )
+    assert found["ETag"].endswith('-3"')
+    assert unfinished(client) == []
+
+
+def test_the_first_part_is_in_the_store_before_the_last_has_arrived(machine: Machine) -> None:
+    service, client = machine.start(), bucket(machine)
+    data = os.urandom(SIZE + (3 << 20))
+    with begun(service, f"{ARTIFACTS}/early", data[: SIZE + (2 << 20)], len(data)) as connection:
+        await_true("an upload in parts", lambda: len(unfinished(client)) == 1)
+        upload = {"Bucket": BUCKET, "Key": "artifacts/early", "UploadId": unfinished(client)[0]["UploadId"]}
+        await_true("its first part", lambda: len(client.list_parts(**upload).get("Parts", [])) == 1)
+        connection.sendall(data[SIZE + (2 << 20) :])
+        assert connection.recv(12) == b"HTTP/1.1 200"
+    assert client.get_object(Bucket=BUCKET, Key="artifacts/early")["Body"].read() == data
+
+
+def test_an_upload_that_its_client_leaves_leaves_nothing(machine: Machine) -> None:
+    service, client = machine.start(), bucket(machine)
+    with begun(service, f"{ARTIFACTS}/left", bytes(SIZE + (2 << 20)), 3 * SIZE):
+        await_true("an upload in parts", lambda: len(unfinished(client)) == 1)
+    await_true("its end", lambda: unfinished(client) == [])
+    assert "Contents" not in client.list_objects_v2(Bucket=BUCKET, Prefix="artifacts/left")
+    assert not list(machine.folder.glob("tmp*/left"))
+
+
+def test_a_store_that_refuses_a_part_ends_the_upload(machine: Machine) -> None:
+    service, client = machine.start(), bucket(machine)
+    with begun(service, f"{ARTIFACTS}/refused", bytes(SIZE + (2 << 20)), 3 * SIZE) as connection:
+        await_true("an upload in parts", lambda: len(unfinished(client)) == 1)
+        [upload] = unfinished(client)
+        client.abort_multipart_upload(Bucket=BUCKET, Key=upload["Key"], UploadId=upload["UploadId"])
+        connection.sendall(bytes(2 * SIZE - (2 << 20)))
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        assert answer.status == 500
+        assert b"The artifact store refused" in answer.read()
+
+
+def test_the_parts_of_the_largest_object_are_what_s3_takes(machine: Machine) -> None:
+    program = (
+        "import json; from mlflow_service.uploads import part_size\n"
+        "sizes = [part_size(n) for n in range(1, 10001)]; print(json.dumps([sum(sizes), max(sizes), min(sizes)]))"
+    )
+    total, largest, smallest = in_release(machine, program, login=False)
+    assert total >= 5 << 40
+    assert largest <= 5 << 30
+    assert smallest >= 5 << 20
 
 
 class Slow(socketserver.ThreadingTCPServer):

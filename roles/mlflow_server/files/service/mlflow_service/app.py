@@ -1,4 +1,4 @@
-"""The ASGI application: MLflow's own, with three of its parts exchanged. gunicorn imports it before it forks.
+"""The ASGI application: MLflow's own, with some of its parts exchanged. gunicorn imports it before it forks.
 
 MLflow answers most calls by Flask, behind FastAPI and five middlewares of which Flask has its own copies. Calls that
 only Flask can answer go to Flask at once here, and a2wsgi hands bodies on as they come where MLflow collects them.
@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from a2wsgi import WSGIMiddleware
 from mlflow.server import app as flask_app
 from mlflow.server import fastapi_app as native
-from mlflow.server import handlers
 from mlflow.server.handlers import _get_model_registry_store, _get_tracking_store
 from starlette.routing import Match, Mount
 
-from mlflow_service import artifacts, faults, logins, metrics
+from mlflow_service import downloads, faults, logins, metrics, uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -82,7 +81,8 @@ def build() -> Application:
     else:
         fastapi = native.app
     faults.install(fastapi, flask_app)
-    artifacts.install(fastapi, handlers)
+    downloads.install(fastapi)
+    uploads.install()
     flask = WSGIMiddleware(flask_app, workers=THREADS)
     # The catch-all, which MLflow mounts last.
     mount = fastapi.router.routes[-1]

@@ -17,7 +17,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from flask import Response, request
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
-from mlflow.server import artifact_router
+from mlflow.server import artifact_router, handlers
+from mlflow.server.artifact_router import _get_artifact_repo
 from mlflow.store.artifact.s3_artifact_repo import BOTO_TO_MLFLOW_ERROR, S3ArtifactRepository
 from mlflow.utils.mime_type_utils import _guess_mime_type
 from mlflow.utils.uri import validate_path_is_safe
@@ -95,7 +96,7 @@ async def download_artifact(artifact_path: str, request: Request) -> Any:
         return await artifact_router.download_artifact(artifact_path)
     try:
         path = artifact_router._get_workspace_scoped_path(validate_path_is_safe(artifact_path))
-        repository = artifact_router._get_artifact_repo()
+        repository = _get_artifact_repo()
         if not isinstance(repository, S3ArtifactRepository):
             return await artifact_router.download_artifact(artifact_path)
         found = await run_in_threadpool(Download, repository, path, request.headers.get("range"))
@@ -104,7 +105,7 @@ async def download_artifact(artifact_path: str, request: Request) -> Any:
     return StreamingResponse(iter(found), found.status, found.headers)
 
 
-def install(fastapi: FastAPI, handlers: Any) -> None:
+def install(fastapi: FastAPI) -> None:
     """Put the route before MLflow's, behind the same login, and do the same for the routes of the web interface."""
     fastapi.router.routes[:0] = router.routes
     send_file = handlers._send_artifact
