@@ -13,6 +13,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -37,6 +38,14 @@ class Check:
     command: tuple[str, ...]
     junit: bool = False
 
+
+# Where a check's output says what went wrong: Ansible, Molecule's test of idempotence, a program of Python's.
+CAUSE = re.compile(r"fatal: \[|CRITICAL (?!Ansible return code)|Traceback ")
+# pytest's own summary, one line for each test.
+FAILED_TEST = re.compile(r"(FAILED|ERROR) \S+::")
+# What colours and frames the lines on a terminal.
+COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
+DECORATION = re.compile(rf"^(?:{COLOUR}| )*\u2502(?:{COLOUR})* ?|{COLOUR}", re.MULTILINE)
 
 # Parts of one lane run one after the other, because they share what the machine has one of; the lanes run at once.
 CLOUD, HOSTS, PLAIN = "cloud", "hosts", "plain"
@@ -67,6 +76,7 @@ class Outcome:
     skipped: int = 0
     seconds: float = 0.0
     failures: list[str] = field(default_factory=list)
+    causes: list[str] = field(default_factory=list)
 
     def count(self, name: str, good: bool) -> None:
         """Count one check that is not counted test by test."""
@@ -75,6 +85,21 @@ class Outcome:
         else:
             self.failed += 1
             self.failures.append(name)
+
+
+def causes(output: str, most: int = 12, width: int = 200) -> list[str]:
+    """Return the few lines of a failed check's output that say why, of `width` characters at most.
+
+    A log is long, and often only its end is at hand: there these are shown again.
+    """
+    lines = [line for line in DECORATION.sub("", output).splitlines() if line.strip()]
+    chosen = [line for line in lines if FAILED_TEST.match(line)][:most]
+    if not chosen:
+        # The last one: what a scenario provokes on purpose fails before it, and cleaning up does not.
+        start = max((number for number, line in enumerate(lines) if CAUSE.search(line)), default=len(lines) - most)
+        task = next((line for line in reversed(lines[: max(0, start)]) if line.startswith("TASK [")), "")
+        chosen = [task] * bool(task) + lines[max(0, start) :][:most]
+    return [line[:width] for line in chosen]
 
 
 def tracked(*patterns: str) -> list[str]:
@@ -228,7 +253,10 @@ class Runner:
     def run_check(self, check: Check, outcome: Outcome, log: int, live: bool, deadline: float) -> None:
         """Run one command and count what it came to."""
 
+        collected: list[bytes] = []
+
         def emit(data: bytes) -> None:
+            collected.append(data)
             os.write(log, data)
             if live:
                 sys.stdout.buffer.write(data)
@@ -273,6 +301,8 @@ class Runner:
             counted = failed
             if failed:
                 outcome.failures.append(f"{check.name} ({failed})")
+        if status != 0:
+            outcome.causes += [f"--- {check.name}", *causes(b"".join(collected).decode(errors="replace"))]
         if not check.junit or (status != 0 and counted == 0):
             # A pytest run that broke down outside its tests is one failure, whatever it had counted.
             outcome.count(check.name, status == 0)
@@ -337,6 +367,9 @@ def main() -> None:
             f"{outcome.seconds:>8.1f}{failures}"
         )
     print(f"{'in all':<12} {'':>7} {'':>7} {'':>8} {times.elapsed():>8.1f}")
+    for outcome in outcomes:
+        if outcome.causes:
+            print("\n".join(outcome.causes))
     failed = sum(outcome.failed for outcome in outcomes)
     print(f"{sum(outcome.passed for outcome in outcomes)} passed, {failed} failed", flush=True)
     raise SystemExit(1 if failed else 0)
