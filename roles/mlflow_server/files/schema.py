@@ -18,13 +18,14 @@ Commands:
   check    exit 1 with a sentence on stderr unless both schemas are current
   upgrade  bring both to the newest revision, create the administrator or set its password; never touches a newer one
 
-MLflow takes seconds to import, and the service runs `check` at each start: only `record` and `upgrade` import it.
+MLflow takes seconds to import, and the service runs `check` at each start: only `upgrade` imports it.
 """
 
 from __future__ import annotations
 
 import configparser
 import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -149,7 +150,11 @@ def check() -> None:
 
 def record() -> None:
     """Write what this release brings, at the end of its build; the file also marks the build as complete."""
-    root = Path(str(module("mlflow").__file__)).parent
+    # Found, not imported: that takes seconds.
+    spec = importlib.util.find_spec("mlflow")
+    if spec is None or spec.origin is None:
+        raise SchemaError(f"There is no MLflow in {sys.prefix}; its environment is not complete.")
+    root = Path(spec.origin).parent
     directory = module("alembic.script").ScriptDirectory
     record = {}
     for store, path in (("tracking", "store/db_migrations"), ("auth", "server/auth/db/migrations")):

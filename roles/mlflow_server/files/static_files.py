@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 TARGET = Path(sys.prefix) / "web/static-files"
@@ -30,7 +31,7 @@ def source() -> Path:
 def compress(path: Path) -> None:
     """Write <path>.gz with the times of the original, if it is smaller."""
     original = path.read_bytes()
-    compressed = gzip.compress(original, compresslevel=9, mtime=0)
+    compressed = gzip.compress(original, mtime=0)
     if len(compressed) < len(original):
         sibling = path.with_name(path.name + ".gz")
         sibling.write_bytes(compressed)
@@ -45,9 +46,10 @@ def main() -> None:
         shutil.rmtree(TARGET)
     # Links, because the same bytes are in the environment already.
     shutil.copytree(source(), TARGET, copy_function=os.link)
-    for path in sorted(TARGET.rglob("*")):
-        if path.is_file() and path.suffix in COMPRESSIBLE and path.stat().st_size >= SMALLEST:
-            compress(path)
+    files = (path for path in TARGET.rglob("*") if path.is_file() and path.suffix in COMPRESSIBLE)
+    # zlib lets other threads run meanwhile.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compress, (path for path in files if path.stat().st_size >= SMALLEST)))
 
 
 if __name__ == "__main__":
