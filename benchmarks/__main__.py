@@ -77,8 +77,15 @@ def measure(part: str, machines: lab.Lab, mib: int) -> dict[str, Any]:
 
 
 def units(machines: lab.Lab, action: str, names: list[str]) -> None:
-    """Start or stop the servers."""
-    lab.run(machines.host, ["systemctl", action, *names], f"{action} the servers")
+    """Start or stop the servers.
+
+    Raises: ProblemError with the end of the host's journal.
+    """
+    try:
+        lab.run(machines.host, ["systemctl", action, *names], f"{action} the servers")
+    except ProblemError as problem:
+        journal = lab.run(machines.host, ["journalctl", "--no-pager", "--lines=40", "--output=cat"], "read the journal")
+        raise ProblemError(f"{problem}\n{journal}") from problem
 
 
 def facts(machines: lab.Lab, workers: int) -> dict[str, str]:
@@ -108,7 +115,7 @@ def facts(machines: lab.Lab, workers: int) -> dict[str, str]:
 
 def install(machines: lab.Lab, first: float) -> dict[str, Any]:
     """Return how long the roles and the tutorial take; `first` is what the roles took on the fresh host."""
-    again = lab.converge(machines)
+    again = lab.converge(machines, "mlflow_server")
     return {"role": first, "again": again, "tutorial": lab.tutorial_seconds(machines, contenders.VERSION)}
 
 
@@ -120,7 +127,7 @@ def bench(parts: list[str], mib: int) -> tuple[str, bool]:
     load = f"{os.getloadavg()[0]:.1f}"
     with exclusive("bench"), lab.running(state_dir() / "bench") as machines:
         with times.step("set-up"):
-            first = lab.converge(machines)
+            first = lab.converge(machines, "mlflow_database", "mlflow_server")
             workers = contenders.set_up(machines)
 
         def attempt(part: str, work: Callable[[], dict[str, Any]]) -> None:

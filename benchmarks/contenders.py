@@ -88,10 +88,8 @@ def second_nginx(configuration: str) -> str:
 def without_login(text: str) -> str:
     """Return the role's unit for another server: same hardening and options, no authentication, a socket of its own."""
     for pattern, new in (
-        (r"(?m)^(Requires|After|Sockets)=mlflow\.socket.*\n", ""),
+        (r"(?m)^(Requires|After|Sockets)=mlflow\.socket", r"\1=bench-open.socket"),
         (r"(?m)^ExecStartPre=.*\n", ""),
-        (r"(?m)^ExecStart=(.*)/bin/gunicorn ", rf"ExecStart=\1/bin/gunicorn --bind unix:{SOCKET} "),
-        (r"(?m)^UMask=.*$", "UMask=0000\nRuntimeDirectory=bench-open"),
         (
             r"(?m)^(EnvironmentFile=.*)$",
             rf"\1\nEnvironmentFile={FOLDER}/open.env\nUnsetEnvironment=MLFLOW_AUTH_CONFIG_PATH",
@@ -101,6 +99,13 @@ def without_login(text: str) -> str:
         if count == 0:
             raise ValueError(f"mlflow.service has no {pattern!r}: benchmarks/contenders.py must follow the role")
     return text
+
+
+def own_socket(text: str) -> str:
+    """Return the role's unit of the socket for another server."""
+    if "/run/mlflow/mlflow.sock" not in text:
+        raise ValueError("mlflow.socket has another path: benchmarks/contenders.py must follow the role")
+    return text.replace("/run/mlflow/mlflow.sock", SOCKET)
 
 
 def one_worker(text: str) -> str:
@@ -121,6 +126,7 @@ def set_up(lab: Lab) -> int:
         command = ["psql", "-h", "/var/run/postgresql", "-U", "rdsadmin", "-d", "postgres", "-c", statement]
         run(lab.database, command, f"create the database {name}")
     service = run(lab.host, ["cat", UNIT], "read mlflow.service")
+    socket = run(lab.host, ["cat", UNIT.replace(".service", ".socket")], "read mlflow.socket")
     nginx = run(lab.host, ["cat", "/etc/nginx/nginx.conf"], "read nginx's configuration")
     found = re.search(r"--workers (\d+)", service)
     workers = int(found.group(1)) if found else 1
@@ -147,6 +153,7 @@ def set_up(lab: Lab) -> int:
         f"{unit_folder}/bench-bare.service": unit(
             uvicorn, folder="/var/lib/mlflow", environment=f"{role_env} {FOLDER}/bare.env", user="mlflow"
         ),
+        f"{unit_folder}/bench-open.socket": own_socket(socket),
         f"{unit_folder}/bench-open.service": without_login(service),
         f"{unit_folder}/bench-one.service": one_worker(service),
         f"{unit_folder}/bench-nginx.service": unit(f"/usr/sbin/nginx -c {FOLDER}/nginx.conf -g 'daemon off;'"),

@@ -236,8 +236,8 @@ def inputs(lab: Lab) -> dict[str, Any]:
     }
 
 
-def converge(lab: Lab) -> float:
-    """Run the roles on the host and return how many seconds that took.
+def converge(lab: Lab, *roles: str) -> float:
+    """Run roles on the host and return how many seconds that took.
 
     Raises: ProblemError with the end of Ansible's output.
     """
@@ -253,10 +253,11 @@ def converge(lab: Lab) -> float:
         f"-o UserKnownHostsFile={lab.directory}/known_hosts",
         "ansible_python_interpreter": "/usr/bin/python3",
     }
-    inventory.write_text(json.dumps({"all": {"children": {"bench": {"hosts": {"bench": connection}}}}}))
+    inventory.write_text(json.dumps({"all": {"children": {"bench": {"hosts": {"server": connection}}}}}))
+    playbooks = [ROOT / f"benchmarks/{role}.yml" for role in roles]
     start = time.monotonic()
     done = subprocess.run(
-        [BIN / "ansible-playbook", "-i", inventory, "-e", f"@{variables}", ROOT / "benchmarks/converge.yml"],
+        [BIN / "ansible-playbook", "-i", inventory, "-e", f"@{variables}", *playbooks],
         cwd=ROOT,
         env={**os.environ, "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         capture_output=True,
@@ -266,7 +267,7 @@ def converge(lab: Lab) -> float:
     if done.returncode != 0:
         raise ProblemError(f"The roles failed: {done.stdout[-3000:]}{done.stderr[-1000:]}")
     seconds = time.monotonic() - start
-    say(f"    the roles took {seconds:.1f} s: {done.stdout.strip().splitlines()[-1]}")
+    say(f"    {' and '.join(roles)} took {seconds:.1f} s: {done.stdout.strip().splitlines()[-1]}")
     return seconds
 
 

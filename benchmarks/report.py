@@ -61,11 +61,11 @@ class Report:
     def install(self, data: Json) -> None:
         """Report the set-up."""
         self.at_most(0.5, "fresh host to healthy: role / tutorial", [data["role"] / data["tutorial"]])
-        self.at_most(15, "second converge, seconds", [data["again"]])
+        self.at_most(15, "second converge of mlflow_server, seconds", [data["again"]])
         rows = [
             ["tutorial: apt, venv, pip, start", f"{data['tutorial']:.1f}"],
             ["role: `ansible-playbook` with mlflow_database and mlflow_server", f"{data['role']:.1f}"],
-            ["the same again", f"{data['again']:.1f}"],
+            ["mlflow_server again", f"{data['again']:.1f}"],
         ]
         text = "Seconds from a fresh host to an answer, once each, each on a host of its own from the same image."
         self.section("Install", text, table(["what", "seconds"], rows))

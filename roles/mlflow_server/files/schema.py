@@ -12,7 +12,8 @@ Commands:
 
   record   write <release>/schema.json: each store's newest revision and all that the release knows
   probe    the same as `status`, of databases that are not configured yet; as JSON on standard input:
-           {"urls": {"tracking": URL, "auth": URL}, "password": PASSWORD, "ca": the text of a PEM file, or ""}
+           {"urls": {"tracking": URL, "auth": URL}, "password": PASSWORD, "ca": the text of a PEM file, or "",
+           "admin": {"username": NAME, "password": PASSWORD} or null}
   status   print {"tracking": STATE, "auth": STATE, "admin": STATE} as JSON; STATE is one of
            empty, outdated, current, newer; of the administrator: absent, outdated, current
   check    exit 1 with a sentence on stderr unless both schemas are current
@@ -130,6 +131,8 @@ def probe() -> dict[str, str]:
     """Return the state of each schema that standard input names."""
     given = json.load(sys.stdin)
     os.environ["PGPASSWORD"] = given["password"]
+    for name, value in (given["admin"] or {}).items():
+        os.environ[f"MLFLOW_AUTH_ADMIN_{name.upper()}"] = value
     with tempfile.NamedTemporaryFile("w", encoding="utf-8") as authority:
         authority.write(given["ca"])
         authority.flush()

@@ -39,10 +39,13 @@ def test_a_probe_takes_everything_from_standard_input(
 
     monkeypatch.setattr(schema, "connected", connected)
     monkeypatch.setattr(schema, "schema_state", lambda connection, store: f"{store} of {connection}")
-    given = {"urls": {"tracking": "a?x", "auth": "b?x"}, "password": "new", "ca": authority}
+    admin = {"username": "root", "password": "secret"} if authority else None
+    given = {"urls": {"tracking": "a?x", "auth": "b?x"}, "password": "new", "ca": authority, "admin": admin}
+    monkeypatch.setattr("os.environ", {name: value for name, value in os.environ.items() if "ADMIN" not in name})
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
     monkeypatch.setattr("sys.argv", ["schema.py", "probe"])
     monkeypatch.setattr(schema, "admin_state", lambda connection: None)
     assert schema.main() == 0
     assert json.loads(capsys.readouterr().out) == {"tracking": "tracking of a?x", "auth": "auth of b?x"}
     assert seen == [("a?x", authority, "new"), ("b?x", authority, "new")]
+    assert os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD") == (admin["password"] if admin else None)
