@@ -74,7 +74,7 @@ def test_all_bad_inputs_are_named_at_once(control: Control) -> None:
             "zones of eu-central-1 that offer t3.small: eu-central-1a",
         ),
         ("mlflow_database_engine_version", "17.99", "a PostgreSQL version that RDS offers in eu-central-1: "),
-        ("mlflow_database_class", "db.t99.micro", "an RDS instance class that eu-central-1 offers for PostgreSQL 17."),
+        ("mlflow_database_class", "db.t99.micro", "an RDS instance class that eu-central-1 offers for PostgreSQL 16."),
         ("mlflow_domain", "nobody.example.org", "a domain whose public hosted zone is in the account"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.plugins.filter.core import to_bool
 from jinja2 import Environment
 
 from benchmarks import contenders, measure, report
@@ -33,6 +34,7 @@ def rendered(template: str) -> str:
     }
     text = (ROLE / "templates" / template).read_text()
     environment = Environment(keep_trailing_newline=True, trim_blocks=True)
+    environment.filters["bool"] = to_bool
     return environment.from_string(text).render(defaults | fixed | computed)
 
 
