@@ -49,6 +49,8 @@ DECORATION = re.compile(rf"^(?:{COLOUR}| )*\u2502(?:{COLOUR})* ?|{COLOUR}", re.M
 
 # Parts of one lane run one after the other, because they share what the machine has one of; the lanes run at once.
 CLOUD, HOSTS, PLAIN = "cloud", "hosts", "plain"
+# Scenarios for the lane that is the first to end, so that all three end at about the same time.
+BESIDE = {"alternative", "jobs"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Part:
     @property
     def docker(self) -> bool:
         """Tell whether it needs Docker."""
-        return self.lane != PLAIN
+        return self.lane != PLAIN or self.name == "molecule"
 
 
 @dataclass
@@ -85,6 +87,18 @@ class Outcome:
         else:
             self.failed += 1
             self.failures.append(name)
+
+    def __add__(self, other: Outcome) -> Outcome:
+        """Return what the same part came to in two lanes."""
+        return Outcome(
+            self.part,
+            self.passed + other.passed,
+            self.failed + other.failed,
+            self.skipped + other.skipped,
+            max(self.seconds, other.seconds),
+            self.failures + other.failures,
+            self.causes + other.causes,
+        )
 
 
 def causes(output: str, most: int = 12, width: int = 200) -> list[str]:
@@ -164,15 +178,20 @@ def sanity_checks() -> Iterator[Check]:
         yield Check("ansible-test sanity", python("-m", "tools.sanity"))
 
 
-def molecule_checks() -> Iterator[Check]:
-    """Yield each Molecule scenario; they run one after the other."""
+def molecule_checks(lane: str) -> Iterator[Check]:
+    """Yield the Molecule scenarios of a lane: each has a network of its own, so two may run at once."""
     for path in sorted(ROOT.glob("molecule/*/molecule.yml")):
-        yield Check(f"molecule {path.parent.name}", tool("molecule", "test", "-s", path.parent.name))
+        name = path.parent.name
+        if (name in BESIDE) == (lane == PLAIN):
+            yield Check(f"molecule {name}", tool("molecule", "test", "-s", name))
 
 
 def all_parts() -> list[Part]:
-    """Return every part, also one that has nothing to run yet; the limits are several times what was measured."""
-    scenarios = tuple(molecule_checks())
+    """Return every part, also one that has nothing to run yet; the limits are several times what was measured.
+
+    A part of two lanes is named twice.
+    """
+    scenarios, beside = (tuple(molecule_checks(lane)) for lane in (HOSTS, PLAIN))
     return [
         Part("lint", tuple(lint_checks()), PLAIN, limit=15 * 60),
         Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=25 * 60),
@@ -180,6 +199,7 @@ def all_parts() -> list[Part]:
         Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=20 * 60),
         Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
+        Part("molecule", beside, PLAIN, limit=25 * 60 * len(beside)),
     ]
 
 
@@ -188,12 +208,13 @@ def choose(names: Sequence[str]) -> list[Part]:
 
     Raises: ProblemError for a part that is unknown or has nothing to run.
     """
-    parts = {part.name: part for part in all_parts()}
-    if unknown := [name for name in names if name not in parts]:
-        raise ProblemError(f"There is no part {', '.join(unknown)}: the parts are {', '.join(parts)}.")
-    if empty := [name for name in names if not parts[name].checks]:
+    parts = all_parts()
+    known = {part.name: any(one.checks for one in parts if one.name == part.name) for part in parts}
+    if unknown := [name for name in names if name not in known]:
+        raise ProblemError(f"There is no part {', '.join(unknown)}: the parts are {', '.join(known)}.")
+    if empty := [name for name in names if not known[name]]:
         raise ProblemError(f"The part {', '.join(empty)} has nothing to run: its files are not there.")
-    return [part for part in parts.values() if part.checks and (not names or part.name in names)]
+    return [part for part in parts if part.checks and (not names or part.name in names)]
 
 
 def junit_counts(path: Path) -> tuple[int, int, int]:
@@ -218,7 +239,7 @@ class Runner:
 
     def run(self, part: Part, live: bool) -> Outcome:
         """Run one part, its output live or shown whole at its end."""
-        log = self.logs / f"{part.name}.log"
+        log = self.logs / f"{part.name}-{part.lane}.log"
         outcome = Outcome(part.name)
         start = time.monotonic()
         with self.screen if live else contextlib.nullcontext(), log.open("wb") as output:
@@ -331,11 +352,14 @@ def run_parts(parts: Sequence[Part], runner: Runner) -> list[Outcome]:
 
         futures = [pool.submit(run_lane, members, not index) for index, members in enumerate(lanes.values())]
         try:
-            outcomes = {outcome.part: outcome for future in futures for outcome in future.result()}
+            outcomes: dict[str, Outcome] = {}
+            for outcome in (outcome for future in futures for outcome in future.result()):
+                name = outcome.part
+                outcomes[name] = outcomes[name] + outcome if name in outcomes else outcome
         except KeyboardInterrupt:
             runner.stop_all()
             raise
-    return [outcomes[part.name] for part in parts]
+    return [outcomes[name] for name in dict.fromkeys(part.name for part in parts)]
 
 
 def main() -> None:
