@@ -408,3 +408,13 @@ def test_a_worker_has_connections_of_its_own(machine: Machine) -> None:
     # None that the workers could have in common: the process that they were forked from has none.
     parent = {str(link.readlink()) for link in Path(f"/proc/{service.process.pid}/fd").iterdir()}
     assert not {name for name in parent if name.endswith(".db")}
+
+
+def test_stores_of_one_database_share_one_pool(machine: Machine) -> None:
+    program = (
+        "import json; from mlflow_service import app; from mlflow.server.handlers import _get_job_store\n"
+        "stores = [app._get_tracking_store(), app._get_model_registry_store(), _get_job_store()]\n"
+        "print(json.dumps([len({id(store.engine) for store in stores}), len({id(e) for e in app.engines()})]))"
+    )
+    # Runs, registered models and jobs in one database, users in another.
+    assert in_release(machine, program, login=True) == [1, 2]

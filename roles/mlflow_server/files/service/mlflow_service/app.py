@@ -15,6 +15,9 @@ from a2wsgi import WSGIMiddleware
 from mlflow.server import app as flask_app
 from mlflow.server import fastapi_app as native
 from mlflow.server.handlers import _get_model_registry_store, _get_tracking_store
+from mlflow.store.jobs.sqlalchemy_store import SqlAlchemyJobStore
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as RegistryStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from starlette.routing import Match, Mount
 
 from mlflow_service import downloads, faults, logins, metrics, uploads
@@ -68,6 +71,15 @@ def flask_only(fastapi: FastAPI) -> Iterator[str]:
             yield rule.rule
 
 
+def share_the_pool() -> None:
+    """Let runs, registered models and jobs, which lie in one database, take their connections from one pool.
+
+    MLflow keeps one for each of its classes; most of them idle, while the one for runs has too few.
+    """
+    engines = SqlAlchemyStore._engine_map
+    RegistryStore._engine_map = SqlAlchemyJobStore._engine_map = engines
+
+
 def build() -> Application:
     """Return the application, with the databases asked once, so that each worker starts warm.
 
@@ -83,6 +95,7 @@ def build() -> Application:
     faults.install(fastapi, flask_app)
     downloads.install(fastapi)
     uploads.install()
+    share_the_pool()
     flask = WSGIMiddleware(flask_app, workers=THREADS)
     # The catch-all, which MLflow mounts last.
     mount = fastapi.router.routes[-1]
