@@ -16,8 +16,8 @@ LOGIN = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKIN
 """The variables by which MLflow's client logs in."""
 
 CERTIFICATE = "MLFLOW_TRACKING_SERVER_CERT_PATH"
-RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
-CLIENT_ENV = "the stack's client.env holds it: `set -a; . .mlflow_aws/<stack>/client.env; set +a`"
+RETRIES, TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
+CLIENT_ENV = "the stack's client.env says it: `set -a; . .mlflow_aws/<stack>/client.env; set +a`"
 IN_CONTAINER = "for a container: `--env-file .mlflow_aws/<stack>/client.env`"
 
 
@@ -82,19 +82,18 @@ def tracking_uri() -> str:
 
 
 @contextlib.contextmanager
-def few_retries(count: int = 2) -> Iterator[None]:
-    """Let MLflow's client try a request again `count` times, unless the user has set MLFLOW_HTTP_REQUEST_MAX_RETRIES.
+def patience(retries: int = 1, seconds: int = 10) -> Iterator[None]:
+    """Let MLflow's client wait `seconds` for an answer and ask again `retries` times, unless the user has set these.
 
-    Its own default is 7, which is four minutes of silence before a wrong address is reported.
+    Its own defaults, 120 seconds and 7 times, are a quarter of an hour of silence before a firewall is suspected.
     """
-    if RETRIES in os.environ:
-        yield
-        return
-    os.environ[RETRIES] = str(count)
+    ours = {name: str(value) for name, value in ((RETRIES, retries), (TIMEOUT, seconds)) if name not in os.environ}
+    os.environ.update(ours)
     try:
         yield
     finally:
-        del os.environ[RETRIES]
+        for name in ours:
+            del os.environ[name]
 
 
 def connect() -> MlflowClient:
@@ -104,7 +103,7 @@ def connect() -> MlflowClient:
     """
     uri = tracking_uri()
     client = MlflowClient()
-    with few_retries():
+    with patience():
         try:
             client.search_experiments(max_results=1)
         except MlflowException as error:

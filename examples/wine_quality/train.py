@@ -24,7 +24,7 @@ from mlflow.models import infer_signature
 from sklearn.linear_model import ElasticNet
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from sklearn.model_selection import train_test_split
-from tracking import ProblemError, cause, connect, few_retries, shown, tracking_uri
+from tracking import ProblemError, cause, connect, patience, shown, tracking_uri
 
 DATA = "https://archive.ics.uci.edu/ml/machine-learning-databases/wine-quality/winequality-red.csv"
 SAMPLE = Path(__file__).with_name("winequality-sample.csv")
@@ -221,7 +221,7 @@ def main(words: Sequence[str] | None = None) -> int:
         uri = tracking_uri()
         table = parse(read(options.data), options.data)
         client = connect()
-        with few_retries():
+        with patience():
             experiment = client.get_experiment_by_name(options.experiment)
         if experiment is not None and experiment.lifecycle_stage != "active":
             raise ProblemError(

@@ -23,7 +23,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import scoring_server
 from mlflow.tracking import MlflowClient
-from tracking import LOGIN, ProblemError, cause, connect, few_retries, shown, tracking_uri
+from tracking import LOGIN, ProblemError, cause, connect, patience, shown, tracking_uri
 
 MODEL = re.compile(r"models:/(?P<name>[^/:@]+)(?:/(?P<version>[1-9][0-9]*)|@(?P<alias>[^/:@]+))")
 
@@ -117,8 +117,9 @@ def main(words: Sequence[str] | None = None) -> int:
     options = arguments().parse_args(words)
     try:
         client = connect()
-        with few_retries():
+        with patience():
             version = find(client, options.model)
+        with patience(retries=3, seconds=60):
             directory = download(version)
     except ProblemError as problem:
         print(f"Error: {problem}", file=sys.stderr)

@@ -237,6 +237,16 @@ def test_data_that_never_arrive_are_given_up(environment: dict[str, str]) -> Non
     assert "Failed to fetch the data" in done.stderr and "timed out" in done.stderr, done.stderr
 
 
+def test_server_that_never_answers_is_given_up(environment: dict[str, str]) -> None:
+    start = time.monotonic()
+    with serving(FaultyServer(None, None, [Rule(hang)])) as web:
+        silent = {**environment, "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{web.port}"}
+        done = run(["train.py", "--data", str(SAMPLE)], silent)
+    assert done.returncode == 1
+    assert "Failed to reach the tracking server on" in done.stderr and "timed out" in done.stderr, done.stderr
+    assert time.monotonic() - start < 60
+
+
 def test_deleted_experiment_is_refused(server: RealServer, environment: dict[str, str]) -> None:
     api = "/api/2.0/mlflow/experiments/"
     made = server.request("POST", f"{api}create", {"name": "was here"})[1]["experiment_id"]
