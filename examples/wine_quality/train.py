@@ -174,7 +174,7 @@ def parse(content: bytes, source: str) -> pd.DataFrame:
 def train(table: pd.DataFrame, options: argparse.Namespace) -> Result:
     """Train on three quarters of the table, test on the rest, log the run and register the model.
 
-    Raises: MlflowException when the tracking server refuses or loses any of it; the run is then marked as failed.
+    Raises: MlflowException or OSError when any of it cannot be stored; the run is then marked as failed.
     """
     train_rows, test_rows = train_test_split(table, test_size=0.25, random_state=options.seed)
     features = train_rows.drop(columns=TARGET)
@@ -232,7 +232,8 @@ def main(words: Sequence[str] | None = None) -> int:
     except ProblemError as problem:
         print(f"Error: {problem}", file=sys.stderr)
         return 1
-    except MlflowException as error:
+    # An upload by presigned URL fails with an error of requests, which is an OSError.
+    except (MlflowException, OSError) as error:
         print(
             f"Error: Failed to log the run on {shown(uri)}: {cause(error)}. Mend that and run the same again; the run "
             "that had begun is marked as failed.",

@@ -83,6 +83,7 @@ def environment(server: RealServer, tmp_path_factory: pytest.TempPathFactory) ->
         **kept,
         "HOME": str(home),
         "PYTHONPATH": str(home),
+        "TMPDIR": str(home),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_TRACKING_URI": f"https://{NAME}:{server.port}",
         "MLFLOW_TRACKING_USERNAME": USERNAME,
@@ -297,6 +298,28 @@ def test_model_has_signature_example_and_its_packages(server: RealServer, traine
     assert packages == {"mlflow", "numpy", "pandas", "scikit-learn", "scipy", "skops"}
 
 
+def test_run_whose_model_cannot_be_stored_is_marked_as_failed(
+    server: RealServer, environment: dict[str, str], trained: dict[str, str]
+) -> None:
+    away = server.artifacts.with_name("away")
+    server.artifacts.rename(away)
+    server.artifacts.write_text("a file where the store was")
+    try:
+        impatient = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+        case = {"words": ["--data", str(SAMPLE), "--experiment", "unlucky"], "environment": impatient}
+        (outcome,) = ask("train", [case], environment)
+    finally:
+        server.artifacts.unlink()
+        away.rename(server.artifacts)
+    assert outcome["status"] == 1 and "Error: Failed to log the run on https://" in outcome["output"], outcome
+    api = "/api/2.0/mlflow/"
+    experiment = server.request("GET", f"{api}experiments/get-by-name?experiment_name=unlucky")[1]["experiment"]
+    asked = {"experiment_ids": [experiment["experiment_id"]]}
+    (begun,) = server.request("POST", f"{api}runs/search", asked)[1]["runs"]
+    assert begun["info"]["status"] == "FAILED"
+    assert logged(server)["model_versions"] == 1
+
+
 # --- what is served
 
 
@@ -308,7 +331,7 @@ def scoring(uri: str, environment: Mapping[str, str], log: Path) -> Iterator[tup
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
-            env={**environment, "TMPDIR": str(log.parent)},
+            env=dict(environment),
             cwd=EXAMPLE,
             stdin=subprocess.DEVNULL,
             stdout=output,
