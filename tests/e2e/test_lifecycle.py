@@ -86,6 +86,33 @@ def test_client_reads_back_what_it_logged(control: Control, logged: dict[str, st
     assert seen["versions"] == 1
 
 
+def test_wine_example_trains_and_its_model_comes_back(control: Control, site: Run, mlflow_python: Path) -> None:
+    example = ROOT / "examples/wine_quality"
+    rows = example / "winequality-sample.csv"
+
+    def python(*words: str | Path) -> str:
+        done = subprocess.run(
+            [mlflow_python, *words],
+            env=control.client_environment(),
+            cwd=control.directory,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    said = python(example / "train.py", "--data", rows, "--alpha", "0.1")
+    (model,) = re.findall(r"^Model: (models:/ElasticnetWineModel/\d+)$", said, re.MULTILINE)
+    predict = (
+        "import sys, mlflow, pandas; rows = pandas.read_csv(sys.argv[2], sep=';').astype('float64'); "
+        "print('QUALITIES', *mlflow.pyfunc.load_model(sys.argv[1]).predict(rows.drop(columns='quality')))"
+    )
+    qualities = [float(word) for word in python("-c", predict, model, rows).rpartition("QUALITIES ")[2].split()]
+    assert len(qualities) == 200 and len(set(qualities)) > 100 and 3 < min(qualities) <= max(qualities) < 9, qualities
+
+
 def test_artifact_is_in_s3_and_run_in_postgresql(control: Control, account: Account, logged: dict[str, str]) -> None:
     s3 = account.client("s3")
     bucket = bucket_of(account)
