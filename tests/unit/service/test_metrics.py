@@ -6,10 +6,11 @@ import http.client
 import os
 import re
 import signal
+import subprocess
 
 import pytest
 from mlflow_service.metrics import Routes
-from service_machine import ARTIFACTS, LOGIN, Machine, Service, await_true
+from service_machine import ARTIFACTS, LOGIN, PROGRAM, Machine, Service, await_true
 
 EXPERIMENT = "/api/2.0/mlflow/experiments/get"
 
@@ -101,6 +102,25 @@ def test_what_a_dead_worker_was_answering_is_over_and_what_it_counted_stays(serv
     await_true("the end of the upload", lambda: service.answers() and metrics(service)[in_progress] == 0)
     name = f'mlflow_http_requests_total{{method="GET",route="{EXPERIMENT}",status="200"}}'
     assert metrics(service)[name] > before[name]
+
+
+def test_a_file_that_a_worker_is_just_making_is_waited_for(machine: Machine) -> None:
+    folder = machine.folder / "metrics"
+    folder.mkdir()
+    empty = folder / "counter_1.db"
+    empty.touch()
+    program = (
+        "import sys, threading; from pathlib import Path; from mlflow_service.metrics import collected\n"
+        "threading.Timer(0.03, Path(sys.argv[1]).unlink).start(); print(collected()[1])"
+    )
+    command = [str(machine.release / "bin/python"), "-c", program, str(empty)]
+    environment = {**os.environ, "PYTHONPATH": str(PROGRAM), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    # Removed, it is as good as finished; the counter of a worker that never ends to make one is an error.
+    for status in (0, 1):
+        empty.touch()
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.startswith("text/plain")) == (status, status == 0), done.stderr
+        command[2] = program.replace("threading.Timer(0.03, Path(sys.argv[1]).unlink).start();", "")
 
 
 def test_without_a_directory_nothing_is_told(shared: Service) -> None:

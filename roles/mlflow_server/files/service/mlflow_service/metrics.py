@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import re
+import struct
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -27,6 +28,8 @@ PATH = "/metrics"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 # Seconds; from a look-up to the upload of a large model.
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
+# Seconds between the tries to read what the workers have counted.
+PAUSES = (0.01, 0.05, 0.25)
 PARAMETER = re.compile(r"<(?:(?P<flask>\w+)(?:\([^)]*\))?:)?\w+>|\{\w+(?::(?P<fastapi>\w+))?\}")
 
 
@@ -127,12 +130,20 @@ class Metrics:
 
 
 def collected() -> tuple[bytes, str]:
-    """Return what all workers have counted, and its type."""
+    """Return what all workers have counted, and its type.
+
+    The files are read without a lock: one that another worker is just making is whole a moment later.
+    """
     from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
+    for pause in PAUSES:
+        try:
+            return generate_latest(registry), CONTENT_TYPE_LATEST
+        except (struct.error, ValueError, RuntimeError):
+            time.sleep(pause)
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
