@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tools.run_tests import causes
+from tools.run_tests import Outcome, causes
 
 MOLECULE = """\
 \x1b[36mINFO    \x1b[0m default ➜ side_effect: Executing
@@ -34,3 +34,15 @@ def test_of_pytest_its_own_summary_is_told() -> None:
 
 def test_what_says_nothing_known_is_told_by_its_end() -> None:
     assert causes("a\nb\n\nc" + "d" * 300, most=2, width=5) == ["b", "cdddd"]
+
+
+def test_a_second_run_that_changes_something_is_a_cause() -> None:
+    output = (
+        "fatal: [refused]: FAILED! =>\n  msg: on purpose\nCRITICAL Idempotence test failed because of the tasks:\n* a\n"
+    )
+    assert causes(output)[-2:] == ["CRITICAL Idempotence test failed because of the tasks:", "* a"]
+
+
+def test_what_two_lanes_came_to_is_counted_together() -> None:
+    both = Outcome("molecule", 2, 1, 0, 30.0, ["a"], ["why"]) + Outcome("molecule", 3, 1, 1, 20.0, ["b"], ["because"])
+    assert both == Outcome("molecule", 5, 2, 1, 30.0, ["a", "b"], ["why", "because"])
