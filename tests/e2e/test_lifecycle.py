@@ -35,10 +35,10 @@ def logged(control: Control, site: Run, mlflow_python: Path) -> dict[str, str]:
     return client(control, mlflow_python, "log")
 
 
-def client(control: Control, python: Path, *words: str) -> dict[str, Any]:
-    """Run the stock client with nothing but client.env."""
+def as_a_user(control: Control, python: Path, *words: str | Path) -> str:
+    """Run a program of the stock client's Python with nothing but client.env, and return what it printed."""
     done = subprocess.run(
-        [python, Path(__file__).with_name("client.py"), *words],
+        [python, *words],
         env=control.client_environment(),
         cwd=control.directory,
         capture_output=True,
@@ -47,7 +47,13 @@ def client(control: Control, python: Path, *words: str) -> dict[str, Any]:
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.rpartition("RESULT ")[2]))
+    return done.stdout
+
+
+def client(control: Control, python: Path, *words: str) -> dict[str, Any]:
+    """Run the stock client, and return what it saw."""
+    said = as_a_user(control, python, Path(__file__).with_name("client.py"), *words)
+    return dict(json.loads(said.rpartition("RESULT ")[2]))
 
 
 def bucket_of(account: Account) -> str:
@@ -90,26 +96,14 @@ def test_wine_example_trains_and_its_model_comes_back(control: Control, site: Ru
     example = ROOT / "examples/wine_quality"
     rows = example / "winequality-sample.csv"
 
-    def python(*words: str | Path) -> str:
-        done = subprocess.run(
-            [mlflow_python, *words],
-            env=control.client_environment(),
-            cwd=control.directory,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout
-
-    said = python(example / "train.py", "--data", rows, "--alpha", "0.1")
+    said = as_a_user(control, mlflow_python, example / "train.py", "--data", rows, "--alpha", "0.1")
     (model,) = re.findall(r"^Model: (models:/ElasticnetWineModel/\d+)$", said, re.MULTILINE)
     predict = (
         "import sys, mlflow, pandas; rows = pandas.read_csv(sys.argv[2], sep=';').astype('float64'); "
         "print('QUALITIES', *mlflow.pyfunc.load_model(sys.argv[1]).predict(rows.drop(columns='quality')))"
     )
-    qualities = [float(word) for word in python("-c", predict, model, rows).rpartition("QUALITIES ")[2].split()]
+    said = as_a_user(control, mlflow_python, "-c", predict, model, rows)
+    qualities = [float(word) for word in said.rpartition("QUALITIES ")[2].split()]
     assert len(qualities) == 200 and len(set(qualities)) > 100 and 3 < min(qualities) <= max(qualities) < 9, qualities
 
 
