@@ -212,7 +212,7 @@ def _launch(
 
 def _services(tasks: Tasks, services: Services, patch: Patcher) -> None:
     describe, list_all = Backend.describe_services, Backend.list_services
-    respond = Responses.create_service
+    respond, validate = Responses.create_service, Service._validate_network
 
     def start_task(
         service: Service, deployment: Deployment, subnet: str, provider: str | None, targets: list[Target]
@@ -258,8 +258,8 @@ def _services(tasks: Tasks, services: Services, patch: Patcher) -> None:
             raise InvalidParameterException("No Container Instances were found in your cluster.")
         balancers = self._get_param("loadBalancers") or []
         _check_balancers(backend, definition.container_definitions, balancers)
+        _network(self._get_param("networkConfiguration"))
         service: Any = respond(self).result["service"]
-        service.network_configuration = _network(self._get_param("networkConfiguration"))
         service.launch_type = None if strategy else launch_type
         service.capacity_provider_strategy = strategy
         service.platform_version = self._get_param("platformVersion") or "LATEST"
@@ -326,6 +326,8 @@ def _services(tasks: Tasks, services: Services, patch: Patcher) -> None:
         return [arn for arn in list_all(self, cluster_str, *args, **kwargs) if arn not in gone]
 
     services.start_task = start_task
+    # security groups may be left out
+    patch.setattr(Service, "_validate_network", lambda self, given: validate(self, _network(given)))
     patch.setattr(Responses, "create_service", create_service_response)
     patch.setattr(Backend, "update_service", update_service)
     patch.setattr(Backend, "delete_service", delete_service)

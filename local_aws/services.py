@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # before a task is tried again after one that failed
 EVENTS_KEPT = 100
+PROVEN_SECONDS = 3.0  # a task that nothing checks counts as healthy when it has run for so long
 FEWEST_FAILURES, MOST_FAILURES = 3, 200
 IN_PROGRESS, COMPLETED, FAILED = "IN_PROGRESS", "COMPLETED", "FAILED"
 
@@ -258,7 +259,7 @@ class Services:
         for run in deployment.living():
             if run.task.last_status != "RUNNING":
                 continue
-            if self._tasks.healthy(run):
+            if self._healthy(run):
                 if not run.was_healthy and run.targets:
                     for target in run.targets:
                         self._tell(service, f"registered 1 targets in (target-group {target.group})")
@@ -280,6 +281,12 @@ class Services:
                     self._fail(service, run, f"Task failed ELB health checks in (target-group {target.group})")
                     break
 
+    def _healthy(self, run: Run) -> bool:
+        if not self._tasks.healthy(run):
+            return False
+        checked = run.targets or run.task.health_status == "HEALTHY"
+        return bool(checked or time.monotonic() - (run.running_since or 0.0) >= PROVEN_SECONDS)
+
     def _fail(self, service: Service, run: Run, reason: str) -> None:
         run.failed = True
         self._tasks.stop(run, "ServiceSchedulerInitiated", reason)
@@ -300,6 +307,7 @@ class Services:
         self._tell(service, f"rolling back to deployment {earlier.id}.")
         primary.status, primary.desired_count = "ACTIVE", 0
         earlier.status, earlier.desired_count = "PRIMARY", service.desired_count
+        earlier.failures = 0
         earlier.become(IN_PROGRESS, f"ECS deployment circuit breaker: rolling back to deploymentId {earlier.id}.")
         service.task_definition = earlier.task_definition
         service.network_configuration = earlier.network_configuration
@@ -343,7 +351,7 @@ class Services:
         least = limits(service.desired_count, service.deployment_configuration)[0]
         old = [run for d in service.deployments if d is not primary for run in d.living()]
         own = primary.living()
-        healthy = {id(run): self._tasks.healthy(run) for run in [*old, *own]}
+        healthy = {id(run): self._healthy(run) for run in [*old, *own]}
         spare = sum(healthy.values()) - least
         doomed: list[Run] = own[service.desired_count :] if primary.rollout_state != FAILED else []
         if service.status == "DRAINING":
@@ -382,7 +390,7 @@ class Services:
         service.deployments = [d for d in service.deployments if d.status == "PRIMARY" or d.runs]
 
     def _finish(self, service: Service, primary: Deployment) -> None:
-        ready = [run for run in primary.living() if self._tasks.healthy(run)]
+        ready = [run for run in primary.living() if self._healthy(run)]
         if len(ready) != service.desired_count or len(primary.living()) != service.desired_count:
             service.told_steady = False
             return
