@@ -6,6 +6,7 @@ for both answers, without and with the correction: it fails when moto no longer 
 
 from local_aws.corrections import (
     ecr_images,
+    ecs_clusters,
     elastic_ip_tags,
     fargate_tasks,
     iam_statements,
@@ -15,7 +16,16 @@ from local_aws.corrections import (
 )
 from local_aws.patching import Patcher
 
-ALL = (ecr_images, elastic_ip_tags, fargate_tasks, iam_statements, rds_offers, rds_parameter_groups, rds_storage)
+ALL = (
+    ecr_images,
+    ecs_clusters,
+    elastic_ip_tags,
+    fargate_tasks,
+    iam_statements,
+    rds_offers,
+    rds_parameter_groups,
+    rds_storage,
+)
 
 
 def apply_all(patch: Patcher) -> None:
