@@ -7,6 +7,7 @@ for both answers, without and with the correction: it fails when moto no longer 
 from local_aws.corrections import (
     ecr_images,
     ecs_clusters,
+    ecs_scaling,
     elastic_ip_tags,
     fargate_tasks,
     iam_statements,
@@ -19,6 +20,7 @@ from local_aws.patching import Patcher
 ALL = (
     ecr_images,
     ecs_clusters,
+    ecs_scaling,
     elastic_ip_tags,
     fargate_tasks,
     iam_statements,
