@@ -100,6 +100,12 @@ def test_a_certificate_that_does_not(name: str, key: dict[str, Any], certificate
         {},
         {"mlflow_server_metrics": True, "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"]},
         {"mlflow_server_login_failures_per_minute": 0},
+        {"mlflow_server_trusted_proxies": ["203.0.113.0/28", "203.0.113.200/32"]},
+        {"mlflow_server_trusted_proxies": ["10.42.0.0/24"], "mlflow_server_firewall": False},
+        {
+            "mlflow_server_trusted_proxies": ["2001:db8:1::/48", "203.0.113.5"],
+            "mlflow_server_client_cidrs": ["2001:db8::/32", "203.0.113.0/24"],
+        },
         {"mlflow_server_tls_mode": "acme"},
         {
             "mlflow_server_tls_mode": "acme",
@@ -130,6 +136,17 @@ CIDRS = "mlflow_server_client_cidrs"
         ({"mlflow_server_metrics": True}, ("mlflow_server_metrics_cidrs is empty", "203.0.113.7/32")),
         ({"mlflow_server_metrics_cidrs": ["prometheus"]}, ("mlflow_server_metrics_cidrs holds 'prometheus'", "CIDR")),
         ({"mlflow_server_metrics_cidrs": ["203.0.113.7/33"]}, ("'203.0.113.7/33'", "CIDR")),
+        ({"mlflow_server_trusted_proxies": ["balancer"]}, ("mlflow_server_trusted_proxies holds 'balancer'", "CIDR")),
+        ({"mlflow_server_trusted_proxies": ["203.0.113.9/28"]}, ("_trusted_proxies holds '203.0.113.9/28'", "within")),
+        (
+            {"mlflow_server_trusted_proxies": ["10.42.0.0/24"]},
+            ("mlflow_server_trusted_proxies holds '10.42.0.0/24'", "mlflow_server_client_cidrs", "firewall"),
+        ),
+        (
+            {"mlflow_server_trusted_proxies": ["0.0.0.0/0"], CIDRS: ["0.0.0.0/0"]},
+            ("mlflow_server_trusted_proxies holds '0.0.0.0/0'", "claim to be anybody"),
+        ),
+        ({"mlflow_server_keepalive_timeout": 0}, ("mlflow_server_keepalive_timeout is 0", "from 1 to 86400")),
         ({"mlflow_server_login_failures_per_minute": -1}, ("mlflow_server_login_failures_per_minute is -1", "0")),
         (ACME | {"mlflow_server_public_name": "203.0.113.7"}, ("'203.0.113.7'", "DNS names", "selfsigned or files")),
         (ACME | {"mlflow_server_tls_acme_directory_url": "ca.example.com"}, ("_url is 'ca.example.com'", "https://")),
