@@ -146,6 +146,7 @@ def start(state: StateDir, arguments: argparse.Namespace) -> None:
             region=arguments.region,
             host_image=built.host,
             database_image=built.database,
+            balancer_image=built.balancer,
             zones=arguments.zone,
         )
         state.write("ports.json", json.dumps({"ports": ports}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import fcntl
 import hashlib
 import io
@@ -45,10 +46,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Images:
-    """Tags of the images that instances and databases run from."""
+    """Tags of the images that instances, databases and load balancers run from."""
 
     host: str
     database: str
+    balancer: str
 
 
 def recipe_files(name: str) -> list[File]:
@@ -103,15 +105,13 @@ class _Builder:
                 return self._from_base(source)
         for source in sources:
             images = self._tags(source)
-            if self._present(images.host) and self._present(images.database):
+            if all(self._present(tag) for tag in dataclasses.astuple(images)):
                 return images
         return self._from_base(self._obtain(sources))
 
     @staticmethod
     def _tags(base: str) -> Images:
-        return Images(
-            f"local-aws-host:{recipe_hash('host', base)}", f"local-aws-database:{recipe_hash('database', base)}"
-        )
+        return Images(**{f.name: f"local-aws-{f.name}:{recipe_hash(f.name, base)}" for f in dataclasses.fields(Images)})
 
     def _present(self, tag: str) -> bool:
         try:
@@ -122,8 +122,7 @@ class _Builder:
 
     def _from_base(self, base: str) -> Images:
         images = self._tags(base)
-        wanted = {"host": images.host, "database": images.database}
-        missing = [(name, tag) for name, tag in wanted.items() if not self._present(tag)]
+        missing = [(name, tag) for name, tag in dataclasses.asdict(images).items() if not self._present(tag)]
         if not missing:
             return images
         with concurrent.futures.ThreadPoolExecutor() as pool:

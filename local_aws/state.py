@@ -25,7 +25,7 @@ class Settings:
 
     port: HTTPS port of the API, the same on every address.
     http_port, metadata_port: plain HTTP API, instance metadata.
-    images: tags of the host and the database image.
+    images: tags of the host, the database and the balancer image.
     """
 
     port: int
@@ -34,6 +34,7 @@ class Settings:
     region: str
     host_image: str
     database_image: str
+    balancer_image: str
     zones: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
