@@ -168,7 +168,7 @@ class Balancers:
                 if watch is None:
                     continue  # was not in use: nothing to wait for
                 watch.end()
-                server = f"{pool_name(group.arn)}/{server_name(watch.address, watch.port)}"
+                server = server_name(watch.address, watch.port)
                 known.draining[target["Id"]] = _Draining(target, server, time.monotonic() + delay)
         self.refresh()
 
@@ -282,13 +282,13 @@ class Balancers:
         for target_id, draining in list(known.draining.items()):
             if draining.until <= time.monotonic():
                 del known.draining[target_id]
-                self._cut_off(draining.server)
+                self._cut_off(pool_name(group.arn), draining.server)
 
-    def _cut_off(self, server: str) -> None:
+    def _cut_off(self, pool: str, server: str) -> None:
         """End what is left of a target's requests when its delay is over."""
         for node in self._nodes.values():
             try:
-                node.control.tell_workers(f"shutdown sessions server {server}")
+                node.control.cut_off(pool, server)
             except OSError:
                 log.info("load balancer %s does not answer", node.balancer.name)
 

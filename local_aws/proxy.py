@@ -351,8 +351,14 @@ class Control:
                     current = int(fields[0])
         return current, old
 
-    def tell_workers(self, command: str) -> None:
-        """Send a command to every worker, also to those that end their last requests."""
+    def cut_off(self, pool: str, server: str) -> None:
+        """End the requests that any worker has at a server, also one that only ends what it has.
+
+        Such a worker refuses `shutdown sessions server`: it takes the server's backend for disabled.
+        """
         current, old = self.workers()
         for worker in [*old, *([current] if current else [])]:
-            self.ask(f"@!{worker} {command}")
+            for line in self.ask(f"@!{worker} show sess").splitlines():
+                session, _, words = line.partition(": ")
+                if {f"be={pool}", f"srv={server}"} <= set(words.split()):
+                    self.ask(f"@!{worker} shutdown session {session}")
