@@ -33,8 +33,10 @@ from moto.ec2.models import ec2_backends
 from moto.elbv2.models import FakeHealthStatus, FakeLoadBalancer, FakeTargetGroup, elbv2_backends
 from moto.elbv2.ssl_policies import SSL_POLICIES
 
+from local_aws import images
 from local_aws.corrections.elbv2_attributes import LOAD_BALANCER
 from local_aws.engine import container_log, remove_container
+from local_aws.errors import LocalAwsError
 from local_aws.health import HEALTHY, Check, Watch
 from local_aws.networks import ContainerNetwork, Networks
 from local_aws.proxy import (
@@ -417,28 +419,34 @@ class Balancers:
 
     def _start(self, node: _Node) -> None:
         try:
+            image = self._image()
             with self._lock:
                 if node.balancer.arn not in self._nodes:
                     return
                 node.directory.mkdir(parents=True, exist_ok=True)
                 node.applied = self._configuration(node)
                 self._write(node, node.applied)
-                container = self._create(node)
+                container = self._create(node, image)
                 container.start()
             self._await_master(node, container)
             node.balancer.state = ACTIVE
-        except (ProxyError, docker.errors.DockerException, requests.RequestException, OSError) as error:
+        except (ProxyError, LocalAwsError, docker.errors.DockerException, requests.RequestException, OSError) as error:
             log.exception("load balancer %s failed", node.balancer.name)
             self.problems[node.balancer.name] = str(error)
             node.balancer.state = FAILED
         self.refresh()
 
-    def _create(self, node: _Node) -> Container:
+    def _image(self) -> str:
+        """Built with the first load balancer: most accounts have none."""
+        bundle = Path(self._settings.ca_bundle) if self._settings.ca_bundle else None
+        return images.ensure_derived(self._client, "balancer", self._settings.host_image, bundle, log.info)
+
+    def _create(self, node: _Node, image: str) -> Container:
         endpoint = EndpointConfig(self._client.api.api_version, ipv4_address=node.address)
         # the socket belongs to whom the local AWS runs as, who need not be root
         master = f"{DIRECTORY}/{MASTER_SOCKET},mode,600,uid,{os.getuid()}"
         container = self._client.containers.create(
-            self._settings.balancer_image,
+            image,
             ["haproxy", "-W", "-db", "-S", master, "-f", f"{DIRECTORY}/{CONFIGURATION}"],
             name=self._name(node),
             labels={**self._state.labels, LABEL: node.balancer.name},

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_aws.engine import connect, remove_abandoned, remove_leftovers
 from local_aws.errors import LocalAwsError
-from local_aws.server import LOCAL_ADDRESS, LOOPBACK, Listeners
+from local_aws.server import LOCAL_ADDRESS, LOOPBACK, Listeners, listen_plain
 from local_aws.state import Settings, StateDir
 from local_aws.tls import Authority
 
@@ -66,6 +66,7 @@ class _Daemon:
 
         from local_aws import account, certificates, corrections, wiring, wiring_balancers
         from local_aws.balancers import Balancers
+        from local_aws.containers import Containers
         from local_aws.databases import Databases
         from local_aws.instances import Instances
         from local_aws.metadata import Metadata
@@ -94,17 +95,20 @@ class _Daemon:
         self._instances = Instances(client, state, settings, self._networks)
         self._databases = Databases(client, state, settings, self._networks, authority)
         self._balancers = Balancers(client, state, settings, self._networks)
+        self._containers = Containers.make(client, state, settings, self._networks)
         patch = Permanent()
         account.furnish(patch)
         corrections.apply_all(patch)
         wiring.connect(wiring.Cloud(self._networks, self._instances, self._databases), patch)
         certificates.connect(authority, patch)
         wiring_balancers.connect(self._balancers, self._networks, patch)
+        self._containers.connect(settings, patch)
         self._account = account
         try:
             self._open_account()
             self._listeners.open(LOOPBACK)
             self._networks.open_public()
+            listen_plain(LOOPBACK, settings.registry_port, self._containers.registry)
             state.write("daemon.json", json.dumps({"pid": os.getpid(), **json.loads(settings.to_json())}))
             self._ended.wait()
         finally:
@@ -150,13 +154,20 @@ class _Daemon:
             "instances": self._instances.summary(),
             "databases": self._databases.summary(),
             "balancers": self._balancers.summary(),
+            **self._containers.summary(),
             "networks": self._networks.names(),
-            "problems": {**self._instances.problems, **self._databases.problems, **self._balancers.problems},
+            "problems": {
+                **self._instances.problems,
+                **self._databases.problems,
+                **self._balancers.problems,
+                **self._containers.problems(),
+            },
         }
 
     def _reset(self, _argument: str) -> dict[str, Any]:
         from moto.moto_api._internal.models import moto_api_backend
 
+        self._containers.forget_all()
         self._instances.forget_all()
         self._databases.forget_all()
         self._balancers.forget_all()

@@ -6,6 +6,7 @@ for both answers, without and with the correction: it fails when moto no longer 
 
 from local_aws.corrections import (
     acm_imports,
+    ecr_images,
     elastic_ip_tags,
     elbv2_attributes,
     elbv2_target_groups,
@@ -18,6 +19,7 @@ from local_aws.patching import Patcher
 
 ALL = (
     acm_imports,
+    ecr_images,
     elastic_ip_tags,
     elbv2_attributes,
     elbv2_target_groups,

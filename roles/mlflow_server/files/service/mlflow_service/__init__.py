@@ -2,5 +2,5 @@
 
 `app` builds the ASGI application out of MLflow's own parts, `worker` runs it in gunicorn's workers, `artifacts` streams
 to and from S3, `faults` says what is wrong when the database, the store or the disk fails, `logins` limits wrong
-passwords, and `metrics` counts for Prometheus.
+passwords, `metrics` counts for Prometheus, and `health` answers a load balancer.
 """
