@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from local_aws.engine import connect, remove_abandoned, remove_leftovers
 from local_aws.errors import LocalAwsError
-from local_aws.server import LOCAL_ADDRESS, LOOPBACK, Listeners
+from local_aws.server import LOCAL_ADDRESS, LOOPBACK, Listeners, listen_plain
 from local_aws.state import Settings, StateDir
 from local_aws.tls import Authority
 
@@ -65,6 +65,7 @@ class _Daemon:
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 
         from local_aws import account, corrections, wiring
+        from local_aws.containers import Containers
         from local_aws.databases import Databases
         from local_aws.instances import Instances
         from local_aws.metadata import Metadata
@@ -92,15 +93,18 @@ class _Daemon:
         self._networks = Networks(client, state, self._listeners.open, self._listeners.close)
         self._instances = Instances(client, state, settings, self._networks)
         self._databases = Databases(client, state, settings, self._networks, authority)
+        self._containers = Containers.make(client, state, settings, self._networks)
         patch = Permanent()
         account.furnish(patch)
         corrections.apply_all(patch)
         wiring.connect(wiring.Cloud(self._networks, self._instances, self._databases), patch)
+        self._containers.connect(settings, patch)
         self._account = account
         try:
             self._open_account()
             self._listeners.open(LOOPBACK)
             self._networks.open_public()
+            listen_plain(LOOPBACK, settings.registry_port, self._containers.registry)
             state.write("daemon.json", json.dumps({"pid": os.getpid(), **json.loads(settings.to_json())}))
             self._ended.wait()
         finally:
@@ -145,13 +149,15 @@ class _Daemon:
         return {
             "instances": self._instances.summary(),
             "databases": self._databases.summary(),
+            **self._containers.summary(),
             "networks": self._networks.names(),
-            "problems": {**self._instances.problems, **self._databases.problems},
+            "problems": {**self._instances.problems, **self._databases.problems, **self._containers.problems()},
         }
 
     def _reset(self, _argument: str) -> dict[str, Any]:
         from moto.moto_api._internal.models import moto_api_backend
 
+        self._containers.forget_all()
         self._instances.forget_all()
         self._databases.forget_all()
         self._networks.drop_vpcs()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
-from mlflow_server_role import ROLE, filled
+from mlflow_server_role import ROLE, text
 
 GOOD = {
     "mlflow_server_public_name": "mlflow.example.com",
@@ -24,7 +24,7 @@ SIZING = (
 def said(template: str, **inputs: Any) -> Any:
     """Return what a template's text says as JSON, with the variables of the task file."""
     tasks = DataLoader().load_from_file(str(ROLE / "tasks/container.yml"), cache="none", trusted_as_template=True)
-    return json.loads(filled(template, **(tasks[0]["vars"] | GOOD | inputs)))
+    return json.loads(text(template, **(tasks[0]["vars"] | GOOD | inputs)))
 
 
 def sizing(cpu: int, memory: int, connections: int) -> tuple[int, int, int, int]:
@@ -47,7 +47,7 @@ def sizing(cpu: int, memory: int, connections: int) -> tuple[int, int, int, int]
         (2048, 4096, 60, 2),
         # Not more than the memory carries: 400 MB, and 350 for each.
         (4096, 1400, 200, 2),
-        # Nor more than the database does: 3 connections for each of two pools, and 4 for the schema step.
+        # Nor more than the database does: 3 connections for each of two pools, one for /ready, and 2 that are left.
         (4096, 8192, 16, 2),
         (16384, 32768, 1000, 8),
         # The least that the plan of a stack may give to a task.
@@ -58,7 +58,7 @@ def test_workers_and_pools_fit(cpu: int, memory: int, connections: int, workers:
     found, pool, overflow, needed = sizing(cpu, memory, connections)
     assert found == workers
     assert pool >= 1 and overflow >= 1
-    assert needed == workers * 2 * (pool + overflow) + 4 <= connections
+    assert needed == workers * (2 * (pool + overflow) + 1) + 2 <= connections
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_workers_and_pools_fit(cpu: int, memory: int, connections: int, workers:
         ({"mlflow_server_container_cpu": 1}, "give at least 256 units"),
         ({"mlflow_server_container_memory": 256}, "1 workers need some 512"),
         ({"mlflow_server_workers": 9}, "9 workers need some 1600"),
-        ({"mlflow_server_database_connections": 7}, "mlflow_server_database_connections is 7"),
+        ({"mlflow_server_database_connections": 6}, "mlflow_server_database_connections is 6"),
         ({"mlflow_server_metrics": True}, "nobody could read them"),
         ({"mlflow_server_extra_environment": {"PGPASSWORD": "x"}}, "sets PGPASSWORD"),
         ({"mlflow_server_extra_environment": {"MLFLOW_SERVICE_WORKERS": "9"}}, "sets MLFLOW_SERVICE_WORKERS"),
