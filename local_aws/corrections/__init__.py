@@ -5,10 +5,13 @@ for both answers, without and with the correction: it fails when moto no longer 
 """
 
 from local_aws.corrections import (
+    acm_imports,
     ecr_images,
     ecs_clusters,
     ecs_scaling,
     elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_target_groups,
     fargate_tasks,
     iam_statements,
     rds_offers,
@@ -18,10 +21,13 @@ from local_aws.corrections import (
 from local_aws.patching import Patcher
 
 ALL = (
+    acm_imports,
     ecr_images,
     ecs_clusters,
     ecs_scaling,
     elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_target_groups,
     fargate_tasks,
     iam_statements,
     rds_offers,
