@@ -445,7 +445,17 @@ def test_the_execution_role_needs_its_permissions(world: World, account: Account
 def target_group(world: World) -> str:
     elb = world.account.client("elbv2")
     vpc = world.account.client("ec2").describe_subnets(SubnetIds=world.subnets)["Subnets"][0]["VpcId"]
-    group = elb.create_target_group(Name="app", Protocol="HTTP", Port=8080, VpcId=vpc, TargetType="ip")
+    group = elb.create_target_group(
+        Name="app",
+        Protocol="HTTP",
+        Port=8080,
+        VpcId=vpc,
+        TargetType="ip",
+        HealthCheckPath="/",
+        HealthCheckIntervalSeconds=5,
+        HealthCheckTimeoutSeconds=2,
+        HealthyThresholdCount=2,
+    )
     arn = str(group["TargetGroups"][0]["TargetGroupArn"])
     elb.modify_target_group_attributes(
         TargetGroupArn=arn, Attributes=[{"Key": "deregistration_delay.timeout_seconds", "Value": "1"}]
@@ -462,7 +472,7 @@ def target_group(world: World) -> str:
 
 def targets(world: World, group: str) -> set[str]:
     found = world.account.client("elbv2").describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
-    return {t["Target"]["Id"] for t in found if t["TargetHealth"]["State"] not in ("draining", "unused")}
+    return {t["Target"]["Id"] for t in found if t["TargetHealth"]["State"] == "healthy"}
 
 
 @pytest.fixture(scope="module")
