@@ -289,9 +289,11 @@ def container_of(task: dict[str, Any]) -> Any:
 
 
 def fetch(host: str) -> str:
+    """What a server says; nothing while it does not listen."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{host}:8080/", timeout=5) as response:
+    with contextlib.suppress(OSError), opener.open(f"http://{host}:8080/", timeout=5) as response:
         return str(response.read().decode())
+    return ""
 
 
 def shell(task: dict[str, Any], command: str) -> tuple[int, str]:
@@ -512,9 +514,9 @@ def test_a_service_keeps_its_tasks_and_their_targets(world: World, web: str, tar
     gone = before[0]["taskArn"]
     assert eventually(lambda: gone not in {task["taskArn"] for task in world.tasks(web)})
     world.stable(web)
-    after = world.tasks(web)
+    after = {address(task) for task in world.tasks(web)}
     assert len(after) == 2
-    assert targets(world, target_group) == {address(task) for task in after}
+    assert eventually(lambda: targets(world, target_group) == after)
 
 
 def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_group: str) -> None:
@@ -522,6 +524,7 @@ def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_gro
     world.account.build(image, "next")
     assert world.account.push(image) == ""
     world.stable(web)
+    assert eventually(lambda: len(targets(world, target_group)) == 2)
     least = []
     world.account.client("ecs").update_service(cluster="test", service=web, taskDefinition=world.define("web", image))
 
@@ -577,7 +580,7 @@ def test_an_unhealthy_container_is_replaced(world: World) -> None:
         "Task failed container health checks",
     )
     world.stable("checked")
-    assert world.tasks("checked")[0]["healthStatus"] == "HEALTHY"
+    assert eventually(lambda: world.tasks("checked")[0]["healthStatus"] == "HEALTHY")
 
 
 def test_services_and_clusters_are_deleted_in_order(world: World, web: str, target_group: str) -> None:
