@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTROL = "/_local_aws/"  # no bucket's name can start so
+TASK_CREDENTIALS = "/v2/credentials/"  # no instance metadata begins so
 TOKEN_HEADER = "HTTP_X_LOCAL_AWS_TOKEN"
 
 MOTO_ENVIRONMENT = {
@@ -87,7 +88,7 @@ class _Daemon:
             authority,
             state.path,
             self._control(DomainDispatcherApplication(create_backend_app)),
-            self._metadata,
+            self._inside,
             (settings.port, settings.http_port, settings.metadata_port),
             MotoRequestHandler,
         )
@@ -121,6 +122,12 @@ class _Daemon:
     def _instance_at(self, gateway: str, address: str) -> Any:
         network = self._networks.find(gateway)
         return self._instances.find(network, address) if network else None
+
+    def _inside(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """What instances and tasks ask of addresses that only they reach."""
+        if str(environ.get("PATH_INFO", "")).startswith(TASK_CREDENTIALS):
+            return self._containers.credentials(environ, start_response)
+        return self._metadata(environ, start_response)
 
     # what the command line asks of the daemon
 

@@ -7,9 +7,11 @@ for both answers, without and with the correction: it fails when moto no longer 
 from local_aws.corrections import (
     acm_imports,
     ecr_images,
+    ecs_clusters,
     elastic_ip_tags,
     elbv2_attributes,
     elbv2_target_groups,
+    fargate_tasks,
     iam_statements,
     rds_offers,
     rds_parameter_groups,
@@ -20,9 +22,11 @@ from local_aws.patching import Patcher
 ALL = (
     acm_imports,
     ecr_images,
+    ecs_clusters,
     elastic_ip_tags,
     elbv2_attributes,
     elbv2_target_groups,
+    fargate_tasks,
     iam_statements,
     rds_offers,
     rds_parameter_groups,

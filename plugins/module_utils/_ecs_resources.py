@@ -246,7 +246,10 @@ class Service(Resource):
 
 
 class ScalableTarget(Resource):
-    """What Application Auto Scaling knows of the service; its policies and their alarms go with it."""
+    """What Application Auto Scaling knows of the service; its policies and their alarms go with it.
+
+    Its definition may hold policies: how each, by its name, tracks a target.
+    """
 
     service = "application-autoscaling"
     DIMENSION = "ecs:service:DesiredCount"
@@ -262,13 +265,30 @@ class ScalableTarget(Resource):
         where = self._where()
         where["ResourceIds"] = [where.pop("ResourceId")]
         found: list[Data] = self.client.describe_scalable_targets(**where)["ScalableTargets"]
-        return found[0] if found else None
+        if not found:
+            return None
+        policies = _paged(self.client, "describe_scaling_policies", "ScalingPolicies", **self._where())
+        tracked = {one["PolicyName"]: one.get("TargetTrackingScalingPolicyConfiguration", {}) for one in policies}
+        return {**found[0], "policies": tracked}
 
     def create(self, definition: Data, tags: dict[str, str]) -> None:
-        self.client.register_scalable_target(**self._where(), **definition, Tags=tags)
+        self._register(definition, Tags=tags)
+        self.update(definition, [key for key in definition if key == "policies"])
 
     def update(self, definition: Data, keys: list[str]) -> None:
-        self.client.register_scalable_target(**self._where(), **definition)
+        if set(keys) - {"policies"}:
+            self._register(definition)
+        for name, tracking in definition["policies"].items() if "policies" in keys else ():
+            self.client.put_scaling_policy(
+                **self._where(),
+                PolicyName=name,
+                PolicyType="TargetTrackingScaling",
+                TargetTrackingScalingPolicyConfiguration=tracking,
+            )
+
+    def _register(self, definition: Data, **more: Any) -> None:
+        limits = {key: value for key, value in definition.items() if key != "policies"}
+        self.client.register_scalable_target(**self._where(), **limits, **more)
 
     def delete(self) -> None:
         self.client.deregister_scalable_target(**self._where())

@@ -20,6 +20,7 @@ description:
   - The modules of P(community.aws#collection) that are there for this compare only some values (C(ecs_taskdefinition)
     overlooks a changed variable and the size of a task, C(ecs_service) the network and the deployment), set back what
     autoscaling has decided, and neither tag clusters and repositories nor remove task definitions and scalable targets.
+    C(application_autoscaling_policy) acts in check mode too.
 options:
   kind:
     description:
@@ -43,7 +44,8 @@ options:
   definition:
     description:
       - What the create call of the API takes beside the name and the tags, in the API's own spelling.
-      - That of a repository may also have C(lifecyclePolicy), as a dictionary.
+      - That of a repository may also have C(lifecyclePolicy), as a dictionary; that of a scalable target C(policies), a
+        dictionary that says how each policy, by its name, tracks a target.
     type: dict
     default: {}
   initial:

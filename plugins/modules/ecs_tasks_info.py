@@ -13,7 +13,7 @@ short_description: Ask how tasks of ECS are doing, why they stopped, and what th
 author:
   - The mlops.mlflow_aws founders (@mlops)
 description:
-  - Describes tasks, given by their ARNs or as those of a service that have stopped.
+  - Describes tasks, given by their ARNs, as those of a family that run, or as those of a service that have stopped.
   - For each that has stopped, the last lines are read that its containers wrote to CloudWatch Logs by the log driver
     C(awslogs).
 options:
@@ -27,6 +27,10 @@ options:
       - ARNs of the tasks.
     type: list
     elements: str
+  family:
+    description:
+      - Family of a task definition. Its tasks are described that run or are about to.
+    type: str
   service:
     description:
       - A service. Its stopped tasks are described, which ECS knows for an hour.
@@ -44,7 +48,8 @@ attributes:
     description: Changes nothing, so there is no difference to show.
     support: none
 notes:
-  - Needs C(ecs:DescribeTasks), C(ecs:DescribeTaskDefinition), C(logs:GetLogEvents), and with O(service) C(ecs:ListTasks).
+  - Needs C(ecs:DescribeTasks), C(ecs:DescribeTaskDefinition), C(logs:GetLogEvents), and with O(family) and
+    O(service) C(ecs:ListTasks).
 extends_documentation_fragment:
   - amazon.aws.common.modules
   - amazon.aws.region.modules
@@ -162,8 +167,8 @@ class Logs:
         return lines
 
 
-def stopped(ecs: Any, cluster: str, service: str) -> list[str]:
-    pages = ecs.get_paginator("list_tasks").paginate(cluster=cluster, serviceName=service, desiredStatus="STOPPED")
+def listed(ecs: Any, **wanted: str) -> list[str]:
+    pages = ecs.get_paginator("list_tasks").paginate(**wanted)
     return [arn for page in pages for arn in page["taskArns"]]
 
 
@@ -192,20 +197,27 @@ def main() -> None:
         argument_spec={
             "cluster": {"type": "str", "required": True},
             "tasks": {"type": "list", "elements": "str"},
+            "family": {"type": "str"},
             "service": {"type": "str"},
             "log_lines": {"type": "int", "default": 20},
         },
-        mutually_exclusive=[("tasks", "service")],
-        required_one_of=[("tasks", "service")],
+        mutually_exclusive=[("tasks", "family", "service")],
+        required_one_of=[("tasks", "family", "service")],
         supports_check_mode=True,
     )
     params = module.params
+    cluster = params["cluster"]
     ecs, logs = module.client("ecs"), module.client("logs")
     try:
-        arns = params["tasks"] or stopped(ecs, params["cluster"], params["service"])
-        tasks = describe(ecs, logs, params["cluster"], arns, params["log_lines"])
+        if params["family"]:
+            arns = listed(ecs, cluster=cluster, family=params["family"], desiredStatus="RUNNING")
+        elif params["service"]:
+            arns = listed(ecs, cluster=cluster, serviceName=params["service"], desiredStatus="STOPPED")
+        else:
+            arns = params["tasks"]
+        tasks = describe(ecs, logs, cluster, arns, params["log_lines"])
     except (BotoCoreError, ClientError) as error:
-        module.fail_json_aws(error, msg=f"Failed to describe tasks of the cluster {params['cluster']}")
+        module.fail_json_aws(error, msg=f"Failed to describe tasks of the cluster {cluster}")
     module.exit_json(changed=False, tasks=tasks)
 
 

@@ -82,7 +82,13 @@ class Account:
 
     def build(self, reference: str, text: str) -> None:
         """An image that differs by a text, and serves it over HTTP on port 8080."""
-        dockerfile = f"FROM {self.base}\nRUN printf %s {shlex.quote(text)} >/text\nCOPY serve /serve\nUSER 10001\n"
+        lines = [
+            f"FROM {self.base}",
+            f"RUN printf %s {shlex.quote(text)} >/text",
+            "COPY serve /serve",
+            "RUN mkdir -m 1777 /scratch",
+        ]
+        dockerfile = "\n".join([*lines, "STOPSIGNAL SIGTERM", "VOLUME /scratch", "USER 10001", 'CMD ["/serve"]', ""])
         files = [File("Dockerfile", dockerfile.encode()), File("serve", SERVER.encode(), 0o755)]
         built, _log = docker.from_env().images.build(
             fileobj=io.BytesIO(archive(files)), custom_context=True, tag=reference, rm=True, forcerm=True

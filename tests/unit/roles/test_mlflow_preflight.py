@@ -67,6 +67,7 @@ def variables(given: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def by_form(**given: Any) -> Wrong:
+    """Without what the tasks read in files; tests/e2e/test_refusals.py has that."""
     templar = Templar(loader=DataLoader(), variables=variables(given))
     entries = templar.template(load("vars/main.yml")["__mlflow_preflight_inputs"])
     return {entry["variable"]: entry["allowed"] for entry in entries if entry["valid"] is not True}

@@ -278,6 +278,12 @@ def test_a_service_comes_and_goes_with_its_scalable_target() -> None:
     assert run("scalable_target", definition=target, **IN_CLUSTER)["changed"] is False
     raised = run("scalable_target", definition={**target, "MaxCapacity": 6}, **IN_CLUSTER)
     assert (raised["differences"], raised["resource"]["MaxCapacity"]) == (["MaxCapacity"], 6)
+    metric = {"PredefinedMetricType": "ECSServiceAverageCPUUtilization"}
+    for value in (60.0, 70.0):
+        policies = {"cpu": {"TargetValue": value, "PredefinedMetricSpecification": metric}}
+        tracked = run("scalable_target", definition={**target, "policies": policies}, **IN_CLUSTER)
+        assert (tracked["differences"][-1], tracked["resource"]["policies"]) == ("policies", policies)
+        assert run("scalable_target", definition={**target, "policies": policies}, **IN_CLUSTER)["changed"] is False
     assert run("scalable_target", state="absent", **IN_CLUSTER)["changed"] is True
     assert run("scalable_target", state="absent", **IN_CLUSTER)["changed"] is False
 
