@@ -275,15 +275,15 @@ def _redirect(config: Mapping[str, str], chosen: str, listener: Listener) -> lis
     }
 
     def filled(name: str) -> str:
-        text = literal(config.get(name) or f"#{{{name.lower()}}}")
+        text = literal(config.get(name, f"#{{{name.lower()}}}"))
         for variable, value in variables.items():
             text = text.replace(variable, value)
         return text
 
-    path = filled("Path") if config.get("Path") else "/" + variables["#{path}"]
+    path = filled("Path") if "Path" in config else "/" + variables["#{path}"]
     target = f"{filled('Protocol').lower()}://{filled('Host')}:{filled('Port')}{path}"
     code = config["StatusCode"].removeprefix("HTTP_")
-    query = filled("Query") if "Query" in config else variables["#{query}"]
+    query = filled("Query")
     lines = []
     if query:
         asked = " { query -m len gt 0 }" if query == variables["#{query}"] else ""
