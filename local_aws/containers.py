@@ -16,6 +16,7 @@ from local_aws.credentials import TaskCredentials
 from local_aws.networks import Networks
 from local_aws.patching import Patcher
 from local_aws.registry import LOGIN_LIFETIME, Registry
+from local_aws.scaling import Scaling
 from local_aws.services import Services
 from local_aws.state import Settings, StateDir
 from local_aws.tasks import Run, Tasks
@@ -29,6 +30,7 @@ class Containers:
     tasks: Tasks
     services: Services
     credentials: TaskCredentials
+    scaling: Scaling
 
     @classmethod
     def make(cls, client: DockerClient, state: StateDir, settings: Settings, networks: Networks) -> Containers:
@@ -39,7 +41,8 @@ class Containers:
             network = networks.find(gateway)
             return tasks.at(network, address) if network else None
 
-        return cls(registry, tasks, Services(tasks), TaskCredentials(find))
+        services = Services(tasks)
+        return cls(registry, tasks, services, TaskCredentials(find), Scaling(services, settings))
 
     def connect(self, settings: Settings, patch: Patcher) -> None:
         """Install all hooks. Call once, after moto is imported and before the first request."""
@@ -51,6 +54,7 @@ class Containers:
         self.tasks.forget_all()
         self.registry.forget()
         self.credentials.reset()
+        self.scaling.forget_all()
 
     def summary(self) -> dict[str, Any]:
         return {

@@ -270,6 +270,7 @@ def _services(tasks: Tasks, services: Services, patch: Patcher) -> None:
         )
         service.enable_execute_command = bool(self._get_param("enableExecuteCommand"))
         service.enable_ecs_managed_tags = bool(self._get_param("enableECSManagedTags"))
+        service.availability_zone_rebalancing = self._get_param("availabilityZoneRebalancing") or "ENABLED"
         service.role_arn = (
             f"arn:aws:iam::{backend.account_id}:role/aws-service-role/ecs.amazonaws.com/AWSServiceRoleForECS"
         )

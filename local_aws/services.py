@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 1.0
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # before a task is tried again after one that failed
 EVENTS_KEPT = 100
-PROVEN_SECONDS = 3.0  # a task that nothing checks counts as healthy when it has run for so long
+PROVEN_SECONDS = 3.0  # what ends sooner was never healthy, whatever its checks said
 FEWEST_FAILURES, MOST_FAILURES = 3, 200
 IN_PROGRESS, COMPLETED, FAILED = "IN_PROGRESS", "COMPLETED", "FAILED"
 
@@ -282,10 +282,8 @@ class Services:
                     break
 
     def _healthy(self, run: Run) -> bool:
-        if not self._tasks.healthy(run):
-            return False
-        checked = run.targets or run.task.health_status == "HEALTHY"
-        return bool(checked or time.monotonic() - (run.running_since or 0.0) >= PROVEN_SECONDS)
+        proven = run.running_since is not None and time.monotonic() - run.running_since >= PROVEN_SECONDS
+        return proven and self._tasks.healthy(run)
 
     def _fail(self, service: Service, run: Run, reason: str) -> None:
         run.failed = True

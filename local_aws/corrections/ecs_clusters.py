@@ -21,7 +21,7 @@ def apply(patch: Patcher) -> None:
     def create_cluster(self: Any, cluster_name: str, *args: Any, **kwargs: Any) -> Cluster:
         existing = self.clusters.get(cluster_name)
         if existing is not None and existing.status == "ACTIVE":
-            return existing  # type: ignore[no-any-return]
+            return existing
         cluster = create(self, cluster_name, *args, **kwargs)
         cluster.capacity_providers = cluster.capacity_providers or []
         cluster.default_capacity_provider_strategy = cluster.default_capacity_provider_strategy or []
