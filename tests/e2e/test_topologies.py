@@ -131,7 +131,7 @@ def test_death_of_a_server_costs_what_it_was_answering(
         time.sleep(5)
         died = time.time()
         container = next(
-            found for found in docker.from_env().containers.list() if found.name.endswith(victim["InstanceId"])
+            found for found in docker.from_env().containers.list() if str(found.name).endswith(victim["InstanceId"])
         )
         container.kill()
         time.sleep(60)
