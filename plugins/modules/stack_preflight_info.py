@@ -188,7 +188,13 @@ hosted_zone_id:
 
 from dataclasses import fields
 
+try:
+    from botocore.exceptions import BotoCoreError
+except ImportError:
+    pass  # AnsibleAWSModule says so
+
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.mlops.mlflow_aws.plugins.module_utils._connections import Connections
 from ansible_collections.mlops.mlflow_aws.plugins.module_utils._stack_preflight import Inputs, PreflightError, ask
 
 
@@ -213,12 +219,14 @@ def main() -> None:
     )
     try:
         answer = ask(
-            client=lambda service, region: module.client(service, region=region),
+            client=Connections(module),
             region=module.region or "",
             inputs=Inputs(**{field.name: module.params[field.name] for field in fields(Inputs)}),
         )
     except PreflightError as error:
         module.fail_json(msg=str(error))
+    except (BotoCoreError, ValueError) as error:  # a profile or a configuration that no client can be made of
+        module.fail_json_aws(error, msg="Failed to read the configuration of the AWS client. Nothing was changed")
     module.exit_json(changed=False, **answer)
 
 
