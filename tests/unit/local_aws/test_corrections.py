@@ -21,6 +21,7 @@ from local_aws.corrections import (
     acm_imports,
     elastic_ip_tags,
     elbv2_attributes,
+    elbv2_dependencies,
     elbv2_target_groups,
     iam_statements,
     rds_offers,
@@ -242,10 +243,11 @@ def test_a_listing_carries_its_prefix_into_the_conditions() -> None:
         assert not iam_statements.fulfilled({"StringLike": {"s3:prefix": ["artifacts/*"]}}, keys)
 
 
-def create_balancer() -> dict[str, Any]:
+def create_balancer(**arguments: Any) -> dict[str, Any]:
     ec2 = boto3.client("ec2")
     subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:2]]
-    return dict(boto3.client("elbv2").create_load_balancer(Name="lb", Subnets=subnets)["LoadBalancers"][0])
+    made = boto3.client("elbv2").create_load_balancer(Name="lb", Subnets=subnets, **arguments)
+    return dict(made["LoadBalancers"][0])
 
 
 def create_target_group(balancer: dict[str, Any]) -> str:
@@ -272,6 +274,25 @@ def test_deletion_protection_protects(corrected: bool, monkeypatch: pytest.Monke
     elbv2.modify_load_balancer_attributes(LoadBalancerArn=arn, Attributes=[protection])
     assert error_of(elbv2.delete_load_balancer, LoadBalancerArn=arn) == ("OperationNotPermitted" if corrected else None)
     assert len(elbv2.describe_load_balancers()["LoadBalancers"]) == (1 if corrected else 0)
+
+
+def test_a_load_balancer_keeps_its_subnets_and_security_groups(
+    corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(elbv2_dependencies, corrected, monkeypatch)
+    ec2 = boto3.client("ec2")
+    group = ec2.create_security_group(
+        GroupName="lb", Description="lb", VpcId=ec2.describe_subnets()["Subnets"][0]["VpcId"]
+    )["GroupId"]
+    balancer = create_balancer(SecurityGroups=[group])
+    subnet = balancer["AvailabilityZones"][0]["SubnetId"]
+    refused = "DependencyViolation" if corrected else None
+    assert error_of(ec2.delete_subnet, SubnetId=subnet) == refused
+    assert error_of(ec2.delete_security_group, GroupId=group) == refused
+    boto3.client("elbv2").delete_load_balancer(LoadBalancerArn=balancer["LoadBalancerArn"])
+    if corrected:
+        ec2.delete_subnet(SubnetId=subnet)
+        ec2.delete_security_group(GroupId=group)
 
 
 def test_a_target_group_forgets_the_load_balancer_that_no_longer_routes_to_it(
