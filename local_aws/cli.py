@@ -30,6 +30,7 @@ NO_BASE = 3
 READY_SECONDS = 60.0
 STOP_SECONDS = 60.0
 FREE_PORTS = range(20000, 32000)
+PORTS = 4
 
 
 def say(text: str) -> None:
@@ -116,17 +117,22 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def build_images(arguments: argparse.Namespace) -> Images:
-    from local_aws import images
-
+def ca_bundle(arguments: argparse.Namespace) -> Path | None:
+    """What apt trusts while images are built. Raises LocalAwsError."""
     bundle = arguments.ca_bundle or next(
         (Path(os.environ[name]) for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(name)), None
     )
     if arguments.ca_bundle and not arguments.ca_bundle.is_file():
         raise LocalAwsError(f"The file {arguments.ca_bundle} of --ca-bundle does not exist.")
     if bundle is not None and not bundle.is_file():
-        bundle = None  # a variable that points nowhere is none of our business
-    return images.ensure(engine.connect(), arguments.host_image, bundle, arguments.mirror, say)
+        return None  # a variable that points nowhere is none of our business
+    return bundle.resolve() if bundle else None
+
+
+def build_images(arguments: argparse.Namespace) -> Images:
+    from local_aws import images
+
+    return images.ensure(engine.connect(), arguments.host_image, ca_bundle(arguments), arguments.mirror, say)
 
 
 def start(state: StateDir, arguments: argparse.Namespace) -> None:
@@ -147,6 +153,8 @@ def start(state: StateDir, arguments: argparse.Namespace) -> None:
             host_image=built.host,
             database_image=built.database,
             zones=arguments.zone,
+            registry_port=ports[3],
+            ca_bundle=str(bundle) if (bundle := ca_bundle(arguments)) else None,
         )
         state.write("ports.json", json.dumps({"ports": ports}))
         launch(state, settings)
@@ -156,16 +164,16 @@ def start(state: StateDir, arguments: argparse.Namespace) -> None:
 
 
 def choose_ports(state: StateDir, wanted: int) -> list[int]:
-    """Ports of HTTPS, HTTP and metadata: those of the last run when they are free, so that endpoints stay valid."""
+    """Ports of HTTPS, HTTP, metadata and registry: the last run's if they are free, so that endpoints stay valid."""
     last = state.read_json("ports.json").get("ports", [])
-    if len(last) == 3 and wanted in (0, last[0]) and all(is_free(port) for port in last):
+    if len(last) == PORTS and wanted in (0, last[0]) and all(is_free(port) for port in last):
         return list(last)
     if wanted and not is_free(wanted):
         raise LocalAwsError(f"Port {wanted} is taken on {LOOPBACK}: choose another with --port, or 0 for a free one.")
     ports = [wanted] if wanted else []
     # below the range that clients' own ports come from: nobody takes them between two runs
     for port in random.sample(FREE_PORTS, len(FREE_PORTS)):
-        if len(ports) == 3:
+        if len(ports) == PORTS:
             break
         if port != wanted and is_free(port):
             ports.append(port)

@@ -81,6 +81,16 @@ def ensure(client: DockerClient, base: str, ca_bundle: Path | None, mirror: str 
         return _Builder(client, ca_bundle, mirror, say).ensure(base)
 
 
+def ensure_derived(client: DockerClient, name: str, base: str, ca_bundle: Path | None, say: Say) -> str:
+    """Build one more recipe on an image that is there, if it is missing; returns its tag. Raises LocalAwsError."""
+    tag = f"local-aws-{name}:{recipe_hash(name, base)}"
+    with _only_builder():
+        builder = _Builder(client, ca_bundle, None, say)
+        if not builder.present(tag):
+            builder.build(name, tag, base)
+    return tag
+
+
 @contextlib.contextmanager
 def _only_builder() -> Iterator[None]:
     """Images are shared by all state directories of this machine: one build at a time."""
@@ -99,11 +109,11 @@ class _Builder:
         sources = AUTO if base == "auto" else SUITES.get(base, (base,))
         # what an earlier start settled on is kept, so that a registry that comes and goes changes nothing
         for source in sources:
-            if self._present(source):
+            if self.present(source):
                 return self._from_base(source)
         for source in sources:
             images = self._tags(source)
-            if self._present(images.host) and self._present(images.database):
+            if self.present(images.host) and self.present(images.database):
                 return images
         return self._from_base(self._obtain(sources))
 
@@ -113,7 +123,7 @@ class _Builder:
             f"local-aws-host:{recipe_hash('host', base)}", f"local-aws-database:{recipe_hash('database', base)}"
         )
 
-    def _present(self, tag: str) -> bool:
+    def present(self, tag: str) -> bool:
         try:
             self._client.images.get(tag)
         except docker.errors.ImageNotFound:
@@ -123,15 +133,15 @@ class _Builder:
     def _from_base(self, base: str) -> Images:
         images = self._tags(base)
         wanted = {"host": images.host, "database": images.database}
-        missing = [(name, tag) for name, tag in wanted.items() if not self._present(tag)]
+        missing = [(name, tag) for name, tag in wanted.items() if not self.present(tag)]
         if not missing:
             return images
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            for job in [pool.submit(self._build, name, tag, base) for name, tag in missing]:
+            for job in [pool.submit(self.build, name, tag, base) for name, tag in missing]:
                 job.result()
         return images
 
-    def _build(self, name: str, tag: str, base: str) -> None:
+    def build(self, name: str, tag: str, base: str) -> None:
         started = time.monotonic()
         self._say(f"Building the {name} image from {base} …")
         files = recipe_files(name)

@@ -53,6 +53,15 @@ class _Server(ThreadedWSGIServer):
             self.shutdown_request(wrapped)
 
 
+def listen_plain(address: str, port: int, app: WSGIApplication) -> None:
+    """Serve one more application over plain HTTP, for the life of the process. Raises OSError."""
+    try:
+        server = _Server(address, port, app, WSGIRequestHandler, None)
+    except SystemExit as error:  # werkzeug leaves the process when a port is taken
+        raise OSError(f"cannot bind {address} with port {port}") from error
+    threading.Thread(target=server.serve_forever, name=f"listen-{port}", daemon=True).start()
+
+
 def _on_address(app: WSGIApplication, address: str) -> WSGIApplication:
     """Tell the application on which address a request came in, and over which transport."""
 

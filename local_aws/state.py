@@ -25,7 +25,9 @@ class Settings:
 
     port: HTTPS port of the API, the same on every address.
     http_port, metadata_port: plain HTTP API, instance metadata.
-    images: tags of the host and the database image.
+    host_image, database_image: tags of these images.
+    registry_port: where the container registry answers, on loopback.
+    ca_bundle: what apt trusts while an image is built.
     """
 
     port: int
@@ -35,6 +37,8 @@ class Settings:
     host_image: str
     database_image: str
     zones: list[str] = field(default_factory=list)
+    registry_port: int = 0
+    ca_bundle: str | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -4,10 +4,36 @@ A module holds `apply(patch)` and says in its first lines what AWS does and wher
 for both answers, without and with the correction: it fails when moto no longer needs it.
 """
 
-from local_aws.corrections import elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage
+from local_aws.corrections import (
+    acm_imports,
+    ecr_images,
+    ecs_clusters,
+    ecs_scaling,
+    elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_target_groups,
+    fargate_tasks,
+    iam_statements,
+    rds_offers,
+    rds_parameter_groups,
+    rds_storage,
+)
 from local_aws.patching import Patcher
 
-ALL = (elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage)
+ALL = (
+    acm_imports,
+    ecr_images,
+    ecs_clusters,
+    ecs_scaling,
+    elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_target_groups,
+    fargate_tasks,
+    iam_statements,
+    rds_offers,
+    rds_parameter_groups,
+    rds_storage,
+)
 
 
 def apply_all(patch: Patcher) -> None:

@@ -237,7 +237,7 @@ class Client:
     """Requests to one endpoint.
 
     C(timeout) limits each whole request, C(connect_timeout) the TCP connection alone; both in seconds.
-    C(context) verifies the server and is needed for https.
+    C(context) verifies the server and is needed for https. C(headers) go with every request.
     """
 
     def __init__(
@@ -248,8 +248,10 @@ class Client:
         password: str = "",
         timeout: float = 30,
         connect_timeout: float = 5,
+        headers: t.Mapping[str, str] | None = None,
     ) -> None:
         self.endpoint = endpoint
+        self.headers = dict(headers or {})
         self.username = username
         self.password = password
         self.timeout = timeout
@@ -304,7 +306,7 @@ class Client:
         else:
             authority = self.endpoint.authority
             url = self.url(path)
-        sent_headers = {"Host": host or authority, "User-Agent": USER_AGENT, "Accept": "*/*"}
+        sent_headers = {"Host": host or authority, "User-Agent": USER_AGENT, "Accept": "*/*", **self.headers}
         # Credentials go over the verified connection only, never to the plain port of an https endpoint.
         if login and not plain:
             sent_headers.update(self.login_header())

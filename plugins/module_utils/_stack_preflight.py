@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any
 
 try:
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 except ImportError:
     pass  # AnsibleAWSModule has refused to go on by then
+
+from ansible_collections.mlops.mlflow_aws.plugins.module_utils import _capacity
 
 Client = Callable[[str, str], Any]
 """Builds a boto3 client from a service name and a region."""
@@ -31,16 +35,26 @@ class PreflightError(Exception):
     """A question that could not be asked; the text says which, why and what to do next."""
 
 
-def ask(
-    client: Client,
-    region: str,
-    stack: str,
-    instance_type: str,
-    database_identifier: str,
-    database_class: str,
-    database_engine_version: str,
-    domain: str,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a user has chosen, by the names of the module's options."""
+
+    stack: str
+    topology: str
+    instance_type: str
+    fleet_size: int
+    fargate_min_tasks: int
+    fargate_max_tasks: int
+    database_identifier: str
+    database_class: str
+    database_engine_version: str
+    database_connections: int
+    domain: str
+    certificate_arn: str
+    certificate_name: str
+
+
+def ask(client: Client, region: str, inputs: Inputs) -> dict[str, Any]:
     """Asks everything and returns the module's answer (see RETURN of stack_preflight_info).
 
     Raises PreflightError when the credentials are missing or refused, a permission is missing or AWS cannot be reached.
@@ -49,10 +63,14 @@ def ask(
     # boto3 clients are thread-safe, their making is not: each is made here, before the threads start.
     sts, home_ec2 = client("sts", home), client("ec2", home)
     with ThreadPoolExecutor() as pool:
-        caller_answer = pool.submit(
-            _guard, "ask for the identity of the credentials", "sts:GetCallerIdentity", sts.get_caller_identity
+
+        def asked(what: str, permission: str, question: Callable[[], Any]) -> Future[Any]:
+            return pool.submit(_guard, what, permission, question)
+
+        caller_answer = asked(
+            "ask for the identity of the credentials", "sts:GetCallerIdentity", sts.get_caller_identity
         )
-        regions_answer = pool.submit(_guard, "list the regions", "ec2:DescribeRegions", lambda: _regions(home_ec2))
+        regions_answer = asked("list the regions", "ec2:DescribeRegions", lambda: _regions(home_ec2))
         caller, regions = caller_answer.result(), regions_answer.result()
         answer: dict[str, Any] = {
             "account": caller["Account"],
@@ -60,38 +78,69 @@ def ask(
             "regions": regions,
             "region_exists": region in regions,
             "vpc_cidrs": [],
+            "zones": [],
+            "stack_zones": [],
+            "topologies": [],
             "instance_type": {},
             "database": {},
+            "connections": {},
+            "certificate": {},
             "hosted_zone_id": "",
         }
         if region not in regions:
             return answer
-        ec2, rds = client("ec2", region), client("rds", region)
-        route53 = client("route53", region) if domain else None
-        instance_answer = pool.submit(
-            _guard,
-            f"look up the instance type {instance_type}",
-            "ec2:DescribeInstanceTypes and ec2:DescribeInstanceTypeOfferings",
-            lambda: _instance_type(ec2, instance_type),
-        )
-        vpc_answer = pool.submit(_guard, "look up the stack's VPC", "ec2:DescribeVpcs", lambda: _vpc_cidrs(ec2, stack))
-        database_answer = pool.submit(
-            _guard,
-            "look up what RDS offers",
-            "rds:DescribeDBEngineVersions, rds:DescribeOrderableDBInstanceOptions and rds:DescribeDBInstances",
-            lambda: _database(rds, database_identifier, database_class, database_engine_version),
-        )
-        if route53 is not None:
-            zone_answer = pool.submit(
-                _guard,
-                f"look up the hosted zone {domain}",
+        ec2, rds, ecs, elbv2 = (client(service, region) for service in ("ec2", "rds", "ecs", "elbv2"))
+        open_: dict[str, Future[Any]] = {
+            "instance_type": asked(
+                f"look up the instance type {inputs.instance_type}",
+                "ec2:DescribeInstanceTypes and ec2:DescribeInstanceTypeOfferings",
+                lambda: _instance_type(ec2, inputs.instance_type),
+            ),
+            "vpc_cidrs": asked("look up the stack's VPC", "ec2:DescribeVpcs", lambda: _vpc_cidrs(ec2, inputs.stack)),
+            "zones": asked("list the zones", "ec2:DescribeAvailabilityZones", lambda: _zones(ec2)),
+            "stack_zones": asked(
+                "look up the stack's subnets", "ec2:DescribeSubnets", lambda: _stack_zones(ec2, inputs.stack)
+            ),
+            "database": asked(
+                "look up what RDS offers",
+                "rds:DescribeDBEngineVersions, rds:DescribeOrderableDBInstanceOptions and rds:DescribeDBInstances",
+                lambda: _database(rds, inputs),
+            ),
+        }
+        built = {
+            "host": asked("look up the stack's hosts", "ec2:DescribeInstances", lambda: _hosts(ec2, inputs.stack)),
+            "address": asked(
+                "look up the stack's addresses", "ec2:DescribeAddresses", lambda: _addresses(ec2, inputs.stack)
+            ),
+            "service": asked("look up the stack's containers", "ecs:DescribeClusters", lambda: _ecs(ecs, inputs.stack)),
+            "targets": asked(
+                "look up the stack's target groups",
+                "elasticloadbalancing:DescribeTargetGroups",
+                lambda: _target_groups(elbv2, inputs.stack),
+            ),
+        }
+        if inputs.domain:
+            route53 = client("route53", region)
+            open_["hosted_zone_id"] = asked(
+                f"look up the hosted zone {inputs.domain}",
                 "route53:ListHostedZonesByName",
-                lambda: _hosted_zone(route53, domain),
+                lambda: _hosted_zone(route53, inputs.domain),
             )
-            answer["hosted_zone_id"] = zone_answer.result()
-        answer["vpc_cidrs"] = vpc_answer.result()
-        answer["instance_type"] = instance_answer.result()
-        answer["database"] = database_answer.result()
+        # ACM answers for the caller's own account only, in the region that it is asked in.
+        if f":acm:{region}:{caller['Account']}:" in inputs.certificate_arn:
+            acm = client("acm", region)
+            open_["certificate"] = asked(
+                "look up the certificate",
+                "acm:DescribeCertificate",
+                lambda: _certificate(acm, inputs.certificate_arn, inputs.certificate_name),
+            )
+        answer.update({name: question.result() for name, question in open_.items()})
+        answer["topologies"] = sorted(set().union(*(question.result() for question in built.values())))
+        answer["connections"] = _guard(
+            "ask what the database carries",
+            "ec2:DescribeInstanceTypes and rds:DescribeOrderableDBInstanceOptions",
+            lambda: _connections(ec2, rds, inputs, answer["database"]),
+        )
         return answer
 
 
@@ -131,6 +180,58 @@ def _vpc_cidrs(ec2: Any, stack: str) -> list[str]:
     return sorted(str(vpc["CidrBlock"]) for vpc in vpcs)
 
 
+def _zones(ec2: Any) -> list[str]:
+    zones = ec2.describe_availability_zones(Filters=[{"Name": "zone-type", "Values": ["availability-zone"]}])
+    return sorted(zone["ZoneName"] for zone in zones["AvailabilityZones"] if zone["State"] == "available")
+
+
+def _stack_zones(ec2: Any, stack: str) -> list[str]:
+    """The zones that the network has subnets in, in the order in which they were given: that of their networks."""
+    subnets = ec2.describe_subnets(Filters=[{"Name": "tag:mlflow:stack", "Values": [stack]}])["Subnets"]
+    subnets.sort(key=lambda subnet: ip_network(subnet["CidrBlock"]))
+    return list(dict.fromkeys(str(subnet["AvailabilityZone"]) for subnet in subnets))
+
+
+def _hosts(ec2: Any, stack: str) -> set[str]:
+    """The topologies that have a host; hosts of before there were several have no tag that says which."""
+    states = ["pending", "running", "shutting-down", "stopping", "stopped"]
+    filters = [
+        {"Name": "tag:mlflow:stack", "Values": [stack]},
+        {"Name": "instance-state-name", "Values": states},
+    ]
+    pages = ec2.get_paginator("describe_instances").paginate(Filters=filters)
+    tags = [
+        {tag["Key"]: tag["Value"] for tag in instance["Tags"]}
+        for page in pages
+        for reservation in page["Reservations"]
+        for instance in reservation["Instances"]
+    ]
+    return {tag.get("mlflow:topology", "host") for tag in tags}
+
+
+def _addresses(ec2: Any, stack: str) -> set[str]:
+    """Only the topology host has an Elastic IP: one that is left says that its retirement was interrupted."""
+    addresses = ec2.describe_addresses(Filters=[{"Name": "tag:mlflow:stack", "Values": [stack]}])["Addresses"]
+    return {"host"} if addresses else set()
+
+
+def _ecs(ecs: Any, stack: str) -> set[str]:
+    clusters = ecs.describe_clusters(clusters=[f"mlflow-{stack}"])["clusters"]
+    return {"fargate"} if any(cluster["status"] != "INACTIVE" for cluster in clusters) else set()
+
+
+def _target_groups(elbv2: Any, stack: str) -> set[str]:
+    found = set()
+    for topology, suffix in (("fleet", "ec2"), ("fargate", "ecs")):
+        try:
+            elbv2.describe_target_groups(Names=[f"mlflow-{stack}-{suffix}"])
+            found.add(topology)
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") != "TargetGroupNotFound":
+                raise
+    return found
+
+
 def _instance_type(ec2: Any, name: str) -> dict[str, Any]:
     try:
         types = ec2.describe_instance_types(InstanceTypes=[name])["InstanceTypes"]
@@ -153,33 +254,93 @@ def _instance_type(ec2: Any, name: str) -> dict[str, Any]:
     }
 
 
-def _database(rds: Any, identifier: str, instance_class: str, wanted: str) -> dict[str, Any]:
+def _database(rds: Any, inputs: Inputs) -> dict[str, Any]:
     pages = rds.get_paginator("describe_db_engine_versions").paginate(Engine="postgres")
     offered = [version["EngineVersion"] for page in pages for version in page["DBEngineVersions"]]
-    running = _running_version(rds, identifier)
-    version = choose_version(wanted, offered, running)
+    running = _running(rds, inputs.database_identifier)
+    running_version = running.get("EngineVersion")
+    version = choose_version(inputs.database_engine_version, offered, running_version)
     class_offered = False
     if version:
         options = rds.describe_orderable_db_instance_options(
-            Engine="postgres", EngineVersion=version, DBInstanceClass=instance_class
+            Engine="postgres", EngineVersion=version, DBInstanceClass=inputs.database_class
         )
         class_offered = bool(options["OrderableDBInstanceOptions"])
     return {
-        "exists": running is not None,
-        "running_version": running or "",
+        "exists": bool(running),
+        "running_version": running_version or "",
+        "running_class": running.get("DBInstanceClass", ""),
         "engine_version": version,
         "offered_majors": sorted({_numbers(name)[0] for name in offered}, key=int),
         "class_offered": class_offered,
     }
 
 
-def _running_version(rds: Any, identifier: str) -> str | None:
+def _running(rds: Any, identifier: str) -> dict[str, Any]:
     try:
-        return str(rds.describe_db_instances(DBInstanceIdentifier=identifier)["DBInstances"][0]["EngineVersion"])
+        found: dict[str, Any] = rds.describe_db_instances(DBInstanceIdentifier=identifier)["DBInstances"][0]
     except ClientError as error:
         if error.response.get("Error", {}).get("Code") in {"DBInstanceNotFound", "DBInstanceNotFoundFault"}:
-            return None
+            return {}
         raise
+    return found
+
+
+def _memories(ec2: Any, classes: Iterable[str]) -> dict[str, int]:
+    """MiB of each RDS class that EC2 has a type of the same name for; RDS itself tells no API the memory of a class."""
+    # EC2 takes 200 values in a filter; a name that it does not know is left out.
+    types = [name.removeprefix("db.") for name in sorted(set(classes))][:200]
+    pages = ec2.get_paginator("describe_instance_types").paginate(Filters=[{"Name": "instance-type", "Values": types}])
+    return {
+        f"db.{found['InstanceType']}": found["MemoryInfo"]["SizeInMiB"]
+        for page in pages
+        for found in page["InstanceTypes"]
+    }
+
+
+def _connections(ec2: Any, rds: Any, inputs: Inputs, database: dict[str, Any]) -> dict[str, Any]:
+    """What the servers may hold, by the smaller one of the class that is asked for and the one that runs."""
+    wanted, running = inputs.database_class, database["running_class"]
+    memories = _memories(ec2, [name for name in (wanted, running) if name])
+    counts = min((name for name in (wanted, running) if name), key=lambda name: memories.get(name, 0))
+    memory, given = memories.get(counts, 0), inputs.database_connections
+    size = {"host": 1, "fleet": inputs.fleet_size, "fargate": inputs.fargate_max_tasks}[inputs.topology]
+    servers = _capacity.servers_at_once(inputs.topology, size, inputs.fargate_min_tasks)
+    found = _capacity.capacity(inputs.topology, servers, memory, given)
+    # Where nobody can tell the memory of the class, what the user says is believed.
+    fits = found.fits or (memory == 0 and found.needed <= given)
+    return {
+        "database_class": counts,
+        "memory_mib": memory,
+        "max_connections": found.maximum,
+        "usable": found.usable,
+        "share": found.share,
+        "servers": servers,
+        "per_server": found.per_server,
+        "needed_per_server": _capacity.NEEDED[inputs.topology],
+        "needed": found.needed,
+        "largest_size": _capacity.largest_size(
+            inputs.topology, min(found.share, found.usable), inputs.fargate_min_tasks
+        ),
+        "fits": fits,
+        "fitting_class": "" if fits else _fitting_class(ec2, rds, inputs, database["engine_version"], servers),
+    }
+
+
+def _fitting_class(ec2: Any, rds: Any, inputs: Inputs, version: str, servers: int) -> str:
+    if not version:
+        return ""
+    family = inputs.database_class.rpartition(".")[0] + "."
+    pages = rds.get_paginator("describe_orderable_db_instance_options").paginate(
+        Engine="postgres", EngineVersion=version
+    )
+    classes = {
+        str(option["DBInstanceClass"])
+        for page in pages
+        for option in page["OrderableDBInstanceOptions"]
+        if option["DBInstanceClass"].startswith(family)
+    }
+    return _capacity.smallest_that_fits(inputs.topology, servers, _memories(ec2, classes)) if classes else ""
 
 
 def choose_version(wanted: str, offered: list[str], running: str | None) -> str:
@@ -198,6 +359,23 @@ def choose_version(wanted: str, offered: list[str], running: str | None) -> str:
 def _numbers(version: str) -> list[str]:
     """The numeric parts of a version; RDS also names releases like 11.22-rds.20240418."""
     return [number for number in version.split("-")[0].split(".") if number.isdigit()]
+
+
+def _certificate(acm: Any, arn: str, name: str) -> dict[str, Any]:
+    try:
+        found = acm.describe_certificate(CertificateArn=arn)["Certificate"]
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "ResourceNotFoundException":
+            return {}
+        raise
+    names = [str(entry) for entry in found.get("SubjectAlternativeNames") or [found["DomainName"]]]
+    return {"status": found["Status"], "names": names, "covers": covers(names, name)}
+
+
+def covers(names: Iterable[str], name: str) -> bool:
+    """Whether a certificate for @names is one for @name; a wildcard stands for one label (RFC 6125, 6.4.3)."""
+    wanted = {name.lower(), "*." + name.lower().partition(".")[2]}
+    return any(entry.lower() in wanted for entry in names)
 
 
 def _hosted_zone(route53: Any, domain: str) -> str:

@@ -13,7 +13,8 @@ What is evidence, strongest first:
    no tags; the TXT record that the role aws_dns writes beside them does the same.
 2. A name: C(mlflow-<stack>) itself, or followed by words that the roles append (L(WORDS)), an account id, a region
    or a time. C(mlflow-demo-2) is no name of the stack C(demo), although it begins like one: a stack C(demo-2) may
-   exist. Names with slashes are judged segment by segment: a stack's name cannot hold a slash.
+   exist. Names with slashes are judged segment by segment: a stack's name cannot hold a slash. The log group
+   C(/mlflow/<stack>) is the one name that is written otherwise.
 3. Attachment: what lies in the stack's VPC, or hangs on one of its instances.
 
 What begins like one of the stack's names without being one, and carries no tag, is B(ambiguous): it is returned
@@ -47,12 +48,13 @@ RECORD_OWNER = re.compile(r'"heritage=mlops\.mlflow_aws,stack=(?P<stack>[^",]+)"
 
 # fmt: off
 WORDS = frozenset({
-    "a", "admin", "alb", "app", "artifact", "artifacts", "auth", "b", "balancer", "bucket", "c", "client",
-    "database", "databases", "db", "dns", "eip", "endpoint", "exec", "execution", "final", "flask", "group",
+    "a", "admin", "alb", "app", "artifact", "artifacts", "auth", "b", "balancer", "bucket", "c", "certificate",
+    "client", "d", "database", "databases", "db", "dns", "ec2", "ecs", "eip", "endpoint", "exec", "execution", "final", "flask",
+    "fleet", "group",
     "host", "http", "https", "igw", "image", "instance", "internet", "key", "lb", "log", "logs", "master",
     "mlflow", "nat", "network", "parameter", "parameters", "params", "password", "pg", "policy", "private",
     "profile", "public", "record", "repository", "role", "route", "routes", "rt", "s3", "secret", "secrets",
-    "security", "server", "service", "sg", "snapshot", "storage", "subnet", "subnets", "target", "task",
+    "security", "server", "service", "setup", "sg", "snapshot", "storage", "subnet", "subnets", "target", "task",
     "template", "tg", "tls", "user", "volume", "vpc", "web",
 })
 # fmt: on
@@ -112,13 +114,16 @@ class Stack:
 
     def begins(self, name: str) -> bool:
         """Whether @name could be one of the stack's: it is worth asking for its tags."""
-        if name in self.also:
+        if self._own(name):
             return True
         return any(part == self.base or part.startswith(f"{self.base}-") for part in name.split("/"))
 
     def certain(self, name: str) -> bool:
         """Whether @name is one of the stack's by itself, without any tag."""
-        return name in self.also or any(self._derived(part) for part in name.split("/"))
+        return self._own(name) or any(self._derived(part) for part in name.split("/"))
+
+    def _own(self, name: str) -> bool:
+        return name in self.also or name == f"/mlflow/{self.name}"
 
     def _derived(self, part: str) -> bool:
         if part == self.base:
@@ -126,7 +131,8 @@ class Stack:
         if not part.startswith(f"{self.base}-"):
             return False
         rest = part[len(self.base) :]
-        # The unambiguous endings go first: a time, a region, an account id.
+        # The unambiguous endings go first: the number of a host of a fleet, a time, a region, an account id.
+        rest = re.sub(r"-fleet-\d{1,3}$", "", rest).removesuffix("-logs")
         rest = re.sub(r"-\d{8}(?:[-t]?\d{4,6}z?)?$", "", rest, flags=re.IGNORECASE)
         rest = re.sub(r"-[a-z]{2}(?:-[a-z]+)+-\d$", "", rest)
         rest = re.sub(r"-\d{12}$", "", rest)
@@ -450,6 +456,11 @@ def _record_name(item: Mapping[str, Any]) -> str:
     return str(item["Name"]).rstrip(".").replace("\\052", "*")
 
 
+def _proved(name: str) -> str:
+    """The name that a record C(_<token>.<name>) proves to a certificate authority; the name itself, if it is no such."""
+    return name.split(".", 1)[-1] if name.startswith("_") else name
+
+
 def _record_owners(records: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     """The stack of each name that has one: a record has no tags, so the role aws_dns writes a TXT record beside it."""
     owners = {}
@@ -474,15 +485,17 @@ def _records(api: Api) -> Iterator[Candidate]:
                     owners.get(name.removeprefix(RECORD_OWNER_PREFIX)) if name.startswith(RECORD_OWNER_PREFIX) else None
                 )
             elif item["Type"] in ("A", "AAAA", "CNAME"):
-                owner = owners.get(name.split(".", 1)[-1] if name.startswith("_") else name)
+                owner = owners.get(_proved(name))
             else:
                 owner = None
             parts = (_zone_id(zone), name, item["Type"], item.get("SetIdentifier"))
             id_ = "/".join(part for part in parts if part)
             if owner:
                 yield Candidate("route53", "record", id_, name, tags={STACK_TAG: owner})
-            elif name in api.stack.records and item["Type"] in ("A", "AAAA", "CNAME", "TXT"):
-                # The role aws_dns does not touch it either: somebody else may have been there before.
+            elif (name in api.stack.records and item["Type"] in ("A", "AAAA", "CNAME", "TXT")) or (
+                _proved(name) in api.stack.records and item["Type"] == "CNAME"
+            ):
+                # The roles do not touch it either: somebody else may have been there before.
                 yield Candidate("route53", "record", id_, name, tags={}, doubtful=True)
 
 
@@ -537,6 +550,24 @@ def _ecs_services(api: Api) -> Iterator[Candidate]:
             for item in answer:
                 if item["status"] != "INACTIVE":
                     yield _ecs(item, "ecs_service", "service", part_of=(cluster,))
+
+
+def _task_definitions(api: Api) -> Iterator[Candidate]:
+    # AWS keeps the inactive ones for ever, and nobody can delete what a service still uses: they are not left over.
+    for arn in api.items("list_task_definitions", "taskDefinitionArns", status="ACTIVE"):
+        name = arn.rsplit("/", 1)[-1]
+        yield Candidate("ecs", "task_definition", arn, name, arn=arn, names=(name.rsplit(":", 1)[0],), state="ACTIVE")
+
+
+def _task_definition_tags(api: Api, definition: Candidate) -> dict[str, str]:
+    return _tags(api.items("list_tags_for_resource", "tags", resourceArn=definition.arn), "key", "value")
+
+
+def _scalable_targets(api: Api) -> Iterator[Candidate]:
+    # Named after the service that it scales; no module gives it a tag of its own.
+    for item in api.items("describe_scalable_targets", "ScalableTargets", ServiceNamespace="ecs"):
+        id_, arn = item["ResourceId"], item.get("ScalableTargetARN", "")
+        yield Candidate("application-autoscaling", "scalable_target", id_, id_, arn=arn)
 
 
 def _repositories(api: Api) -> Iterator[Candidate]:
@@ -687,6 +718,21 @@ KINDS: tuple[Kind, ...] = (
         ("ecs:ListClusters", "ecs:ListServices", "ecs:DescribeServices"),
         _ecs_services,
         arn_types=("service/",),
+    ),
+    Kind(
+        "ecs",
+        "task_definition",
+        ("ecs:ListTagsForResource", "ecs:ListTaskDefinitions"),
+        _task_definitions,
+        _task_definition_tags,
+        arn_types=("task-definition/",),
+    ),
+    Kind(
+        "application-autoscaling",
+        "scalable_target",
+        ("application-autoscaling:DescribeScalableTargets",),
+        _scalable_targets,
+        arn_types=("scalable-target/",),
     ),
     Kind(
         "ecr",

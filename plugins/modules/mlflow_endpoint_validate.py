@@ -56,6 +56,11 @@ options:
       - Address to connect to instead of the one that the name in O(url) has, like C(curl --resolve).
       - TLS and the C(Host) header still use the name. Needed before DNS has the name.
     type: str
+  headers:
+    description:
+      - Headers to send with every request, for example one by which a load balancer chooses among its target groups.
+    type: dict
+    default: {}
   timeout:
     description:
       - Seconds for each whole request, from connecting to the last byte. The transfer of an artifact gets one second more per MiB.
@@ -360,6 +365,7 @@ def main() -> None:
             "ca_path": {"type": "path"},
             "validate_certs": {"type": "bool", "default": True},
             "resolve_address": {"type": "str"},
+            "headers": {"type": "dict", "default": {}},
             "timeout": {"type": "float", "default": 30},
             "connect_timeout": {"type": "float", "default": 3},
             "wait": {"type": "float", "default": 0},
@@ -391,6 +397,7 @@ def main() -> None:
         password=params["password"] or "",
         timeout=params["timeout"],
         connect_timeout=params["connect_timeout"],
+        headers={str(name): str(value) for name, value in params["headers"].items()},
     )
     settings = Settings(
         checks=params["checks"],

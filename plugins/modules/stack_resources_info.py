@@ -18,7 +18,8 @@ description:
   - The tag C(mlflow:stack) settles to which stack a resource belongs, whatever its name.
   - A resource without that tag belongs to the stack C(demo) if it is called C(mlflow-demo), if words which the roles of
     this collection append follow (C(mlflow-demo-server)), or an account ID, a region or a time. Names with slashes are
-    judged segment by segment (C(mlflow-demo/database), C(/aws/rds/instance/mlflow-demo/postgresql)).
+    judged segment by segment (C(mlflow-demo/database), C(/aws/rds/instance/mlflow-demo/postgresql)); the log group
+    C(/mlflow/demo) is the stack's too.
   - C(mlflow-demo-2) is no name of the stack C(demo), as there may be a stack C(demo-2). What begins like one of the
     stack's names without being one, and has no tag, is returned apart in RV(ambiguous), unless the tags of another
     stack in the same account explain it.
@@ -26,7 +27,8 @@ description:
     another stack. A VPC's own default security group and main route table come and go with it, and are not listed.
   - DNS records have no tags. They belong to the stack that the TXT record C(_mlflow-stack.<name>) beside them says, which
     the role C(aws_dns) writes. Every hosted zone of the account is looked through.
-  - What AWS still shows although it is gone (a terminated instance, a deleted NAT gateway) is not listed. Where the
+  - What AWS still shows although it is gone (a terminated instance, a deleted NAT gateway, an inactive task definition,
+    which stays for ever) is not listed. Where the
     tagging API names something that its own service does not know any more, the service is believed.
 options:
   stack:
@@ -72,6 +74,7 @@ options:
       - logs
       - elbv2
       - ecs
+      - application-autoscaling
       - ecr
       - acm
       - resourcegroupstaggingapi
@@ -106,6 +109,8 @@ notes:
     C(elasticloadbalancing:DescribeLoadBalancers), C(elasticloadbalancing:DescribeTags),
     C(elasticloadbalancing:DescribeTargetGroups),
     C(ecs:DescribeClusters), C(ecs:DescribeServices), C(ecs:ListClusters), C(ecs:ListServices),
+    C(ecs:ListTagsForResource), C(ecs:ListTaskDefinitions),
+    C(application-autoscaling:DescribeScalableTargets),
     C(ecr:DescribeRepositories), C(ecr:ListTagsForResource),
     C(acm:ListCertificates), C(acm:ListTagsForCertificate),
     C(tag:GetResources)). C(sts:GetCallerIdentity) is called too, and needs none.
@@ -222,7 +227,7 @@ services_checked:
   returned: always
   type: list
   elements: str
-  sample: [acm, ec2, ecr, ecs, elbv2, iam, logs, rds, resourcegroupstaggingapi, route53, s3, secretsmanager, ssm]
+  sample: [acm, ec2, ecr, ecs, elbv2, iam, logs, rds, resourcegroupstaggingapi, route53, s3, secretsmanager]
 not_checked:
   description: What could not be asked.
   returned: always

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from mlflow_server_role import rendered
+from mlflow_server_role import filled, rendered
 
 HOST = {
     "distribution": "Debian",
@@ -100,6 +100,12 @@ def test_a_certificate_that_does_not(name: str, key: dict[str, Any], certificate
         {},
         {"mlflow_server_metrics": True, "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"]},
         {"mlflow_server_login_failures_per_minute": 0},
+        {"mlflow_server_trusted_proxies": ["203.0.113.0/28", "203.0.113.200/32"]},
+        {"mlflow_server_trusted_proxies": ["10.42.0.0/24"], "mlflow_server_firewall": False},
+        {
+            "mlflow_server_trusted_proxies": ["2001:db8:1::/48", "203.0.113.5"],
+            "mlflow_server_client_cidrs": ["2001:db8::/32", "203.0.113.0/24"],
+        },
         {"mlflow_server_tls_mode": "acme"},
         {
             "mlflow_server_tls_mode": "acme",
@@ -130,6 +136,29 @@ CIDRS = "mlflow_server_client_cidrs"
         ({"mlflow_server_metrics": True}, ("mlflow_server_metrics_cidrs is empty", "203.0.113.7/32")),
         ({"mlflow_server_metrics_cidrs": ["prometheus"]}, ("mlflow_server_metrics_cidrs holds 'prometheus'", "CIDR")),
         ({"mlflow_server_metrics_cidrs": ["203.0.113.7/33"]}, ("'203.0.113.7/33'", "CIDR")),
+        ({"mlflow_server_trusted_proxies": ["balancer"]}, ("mlflow_server_trusted_proxies holds 'balancer'", "CIDR")),
+        ({"mlflow_server_trusted_proxies": ["203.0.113.9/28"]}, ("_trusted_proxies holds '203.0.113.9/28'", "within")),
+        (
+            {"mlflow_server_trusted_proxies": ["10.42.0.0/24"]},
+            ("mlflow_server_trusted_proxies holds '10.42.0.0/24'", "mlflow_server_client_cidrs", "firewall"),
+        ),
+        (
+            {"mlflow_server_trusted_proxies": ["0.0.0.0/0"], CIDRS: ["0.0.0.0/0"]},
+            ("mlflow_server_trusted_proxies holds '0.0.0.0/0'", "claim to be anybody"),
+        ),
+        (
+            {"mlflow_server_database_connections": 11},
+            ("mlflow_server_database_connections is 11", "at least 12", "fewer hosts"),
+        ),
+        (
+            {"mlflow_server_database_connections": 7, "mlflow_server_authentication": "none"},
+            ("mlflow_server_database_connections is 7", "at least 8"),
+        ),
+        (
+            {"mlflow_server_database_connections": 16, "mlflow_server_workers": 2},
+            ("mlflow_server_database_connections is 16", "2 workers", "may hold 17", "mlflow_server_workers"),
+        ),
+        ({"mlflow_server_keepalive_timeout": 0}, ("mlflow_server_keepalive_timeout is 0", "from 1 to 86400")),
         ({"mlflow_server_login_failures_per_minute": -1}, ("mlflow_server_login_failures_per_minute is -1", "0")),
         (ACME | {"mlflow_server_public_name": "203.0.113.7"}, ("'203.0.113.7'", "DNS names", "selfsigned or files")),
         (ACME | {"mlflow_server_tls_acme_directory_url": "ca.example.com"}, ("_url is 'ca.example.com'", "https://")),
@@ -174,6 +203,29 @@ CIDRS = "mlflow_server_client_cidrs"
 def test_a_bad_input_is_named(inputs: dict[str, Any], parts: tuple[str, ...]) -> None:
     (problem,) = problems(**inputs)
     assert all(part in problem for part in parts)
+
+
+BUDGET = (
+    "__mlflow_server_workers __mlflow_server_pool_size __mlflow_server_max_overflow __mlflow_server_connections_needed"
+)
+
+
+@pytest.mark.parametrize(
+    ("connections", "inputs", "expected"),
+    [
+        # Workers, connections that a pool keeps, those that it may add, and all that the host may hold.
+        (12, {}, "1 1 1 12"),
+        (16, {}, "1 2 1 16"),
+        (60, {}, "2 6 3 59"),
+        (8, {"mlflow_server_authentication": "none"}, "1 1 1 8"),
+        (17, {"mlflow_server_workers": 2}, "2 1 1 17"),
+    ],
+)
+def test_a_budget_of_connections_is_kept(connections: int, inputs: dict[str, Any], expected: str) -> None:
+    given = GOOD | inputs | {"mlflow_server_database_connections": connections}
+    names = " ".join(f"{{{{ {name} | int }}}}" for name in BUDGET.split())
+    assert filled(names, ansible_facts=HOST, **given) == expected
+    assert problems(mlflow_server_database_connections=connections, **inputs) == []
 
 
 def test_jobs_need_memory() -> None:

@@ -43,6 +43,7 @@ INPUTS: dict[str, tuple[dict[str, Any], ...]] = {
             "mlflow_server_job_execution": True,
             "mlflow_server_metrics": True,
             "mlflow_server_metrics_cidrs": ["203.0.113.7/32", "2001:db8::/32"],
+            "mlflow_server_trusted_proxies": ["10.42.0.0/24", "2001:db8::/32"],
         },
     ),
 }
@@ -92,6 +93,7 @@ class Stub(http.server.BaseHTTPRequestHandler):
         self.send_header("Cache-Control", "max-age=60" if self.path.startswith("/static-files/") else "no-store")
         self.send_header("X-Content-Type-Options", "nosniff")
         self.send_header("X-Frame-Options", "DENY")
+        self.send_header("X-Asked-As", f"{self.headers['Host']} for {self.headers['X-Forwarded-For']}")
         self.end_headers()
         self.wfile.write(body)
 
@@ -126,6 +128,7 @@ class Proxy:
 
     plain: int
     secure: int
+    directory: Path
 
     def connection(self, secure: bool = True) -> http.client.HTTPConnection:
         if not secure:
@@ -170,7 +173,7 @@ def written(directory: Path, **inputs: Any) -> tuple[Path, Proxy]:
     number = re.search(r"nginx/(\d+)\.(\d+)", version)
     assert number
     host = "debian13" if (int(number[1]), int(number[2])) >= (1, 25) else "debian12"
-    proxy = Proxy(free_port(), free_port())
+    proxy = Proxy(free_port(), free_port(), directory)
     path = directory / "nginx.conf"
     path.write_text(on_loopback(configuration(directory, host, **inputs), directory, proxy.plain, proxy.secure))
     return path, proxy
@@ -205,6 +208,12 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
         (files / name).write_text("original " * 1000)
         (files / f"{name}.gz").write_bytes(gzip.compress(b"compressed " * 1000))
     with running(directory) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with running(tmp_path_factory.mktemp("balanced"), mlflow_server_trusted_proxies=["127.0.0.0/8"]) as proxy:
         yield proxy
 
 
@@ -301,6 +310,83 @@ def test_no_path_leads_out_of_the_files(proxy: Proxy, path: str) -> None:
 def test_the_server_learns_who_asks_and_not_who_he_says_he_is(proxy: Proxy) -> None:
     headers = {"X-Real-IP": "192.0.2.1", "X-Forwarded-Proto": "http"}
     assert proxy.get("/who", headers=headers)[2] == b"stub /who 127.0.0.1 https"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "address"),
+    [
+        # One hop: the client asks the balancer, which says who it is.
+        ("203.0.113.9", "203.0.113.9"),
+        ("2001:db8::9", "2001:db8::9"),
+        # Two: what the client claims stands before that, whether it looks like somebody's address or like a proxy's.
+        ("192.0.2.1, 203.0.113.9", "203.0.113.9"),
+        ("192.0.2.1, 127.0.0.5, 203.0.113.9", "203.0.113.9"),
+        # A client of the balancer's own network is no proxy.
+        ("192.0.2.1, 127.0.0.5", "127.0.0.5"),
+        ("nonsense", "127.0.0.1"),
+    ],
+)
+def test_behind_a_balancer_the_client_is_who_the_balancer_says(claimed: str, address: str, balanced: Proxy) -> None:
+    headers = {"X-Forwarded-For": claimed, "X-Real-IP": "192.0.2.1", "X-Forwarded-Proto": "http"}
+    _, answer, body = balanced.get("/who", headers=headers)
+    assert body == f"stub /who {address} https".encode()
+    assert answer["X-Asked-As"] == f"{NAME} for {address}"
+
+
+def test_two_headers_are_read_as_one(balanced: Proxy) -> None:
+    with contextlib.closing(balanced.connection()) as connection:
+        connection.putrequest("GET", "/who", skip_host=True)
+        for name, value in (("Host", NAME), ("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-For", "203.0.113.9")):
+            connection.putheader(name, value)
+        connection.endheaders()
+        assert connection.getresponse().read() == b"stub /who 203.0.113.9 https"
+
+
+def test_nobody_but_a_balancer_is_believed(tmp_path: Path) -> None:
+    with running(tmp_path, mlflow_server_trusted_proxies=["203.0.113.0/24"]) as proxy:
+        assert proxy.get("/who", headers={"X-Forwarded-For": "203.0.113.9"})[2] == b"stub /who 127.0.0.1 https"
+
+
+def test_the_metrics_are_for_clients_behind_the_balancer_too(tmp_path: Path) -> None:
+    trusted = {"mlflow_server_trusted_proxies": ["127.0.0.1/32"]}
+    with running(
+        tmp_path, mlflow_server_metrics=True, mlflow_server_metrics_cidrs=["203.0.113.7/32"], **trusted
+    ) as proxy:
+        assert proxy.get("/metrics")[0] == 403
+        assert proxy.get("/metrics", headers={"X-Forwarded-For": "203.0.113.7"})[0] == 200
+        assert proxy.get("/metrics", headers={"X-Forwarded-For": "203.0.113.7, 203.0.113.8"})[0] == 403
+
+
+@pytest.mark.parametrize("secure", [True, False])
+@pytest.mark.parametrize("host", ["10.42.0.7", "10.42.0.7:443", "evil.example"])
+def test_a_balancer_asks_by_address_and_leaves_no_line(host: str, secure: bool, balanced: Proxy) -> None:
+    status, headers, body = balanced.get("/ready", secure=secure, headers={"Host": host})
+    assert (status, body[:12]) == (200, b"stub /ready ")
+    assert headers["X-Asked-As"] == "localhost for None"
+    assert balanced.get("/ready/x", secure=secure, headers={"Host": host})[0] == 421
+    log = balanced.directory / "access.log"
+    assert "/ready/x" in log.read_text() and "/ready " not in log.read_text()
+
+
+def test_readiness_is_asked_by_the_public_name_as_well(balanced: Proxy) -> None:
+    assert balanced.get("/ready")[1]["X-Asked-As"] == "localhost for None"
+    assert balanced.get("/ready", secure=False)[0] == 301
+
+
+def test_an_idle_connection_outlives_the_balancers_own_patience(tmp_path: Path) -> None:
+    for seconds in (75, 1):
+        (folder := tmp_path / str(seconds)).mkdir()
+        with (
+            running(folder, mlflow_server_keepalive_timeout=seconds) as proxy,
+            contextlib.closing(proxy.connection()) as connection,
+        ):
+            connection.request("GET", "/who", headers={"Host": NAME})
+            connection.getresponse().read()
+            connection.sock.settimeout(3)
+            closed = False
+            with contextlib.suppress(TimeoutError):
+                closed = connection.sock.recv(1) == b""
+            assert closed == (seconds == 1)
 
 
 def test_an_upload_is_passed_on_as_it_arrives(proxy: Proxy) -> None:

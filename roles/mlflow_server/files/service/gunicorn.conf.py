@@ -31,10 +31,10 @@ preload_app = True
 timeout = 120
 # Longer than nginx keeps an idle connection, so that only nginx ends one.
 keepalive = 75
-# Only nginx can reach the socket, and it sets these headers itself.
+# Only nginx can reach the socket, and it sets these headers itself; in a container mlflow_service.edge does.
 forwarded_allow_ips = "*"
-# In memory: a heartbeat must not wait for a disk.
-worker_tmp_dir = "/dev/shm"
+# In memory: a heartbeat must not wait for a disk. A container may have none, and its TMPDIR then.
+worker_tmp_dir = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 control_socket_disable = True
 
 

@@ -257,6 +257,12 @@ def test_prefix_of_the_url_is_kept(serve: Callable[..., FaultyServer]) -> None:
     assert server.seen[0][1] == "/team%20a/health"
 
 
+def test_given_headers_go_with_every_request(proxy: FaultyServer, authority: Authority) -> None:
+    result = run_module(arguments(proxy, authority, headers={"X-Target": 7}))
+    assert not result.get("failed"), result
+    assert proxy.seen and {headers.get("X-Target") for _command, _path, headers in proxy.seen} == {"7"}
+
+
 def test_expected_version(proxy: FaultyServer, authority: Authority) -> None:
     assert validate(proxy, authority.ca, **only("version", expected_version="3.17.2"))["ok"]
     failure = validate(proxy, authority.ca, **only("version", expected_version="3.17.1"))["failure"]

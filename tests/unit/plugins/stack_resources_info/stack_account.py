@@ -314,6 +314,25 @@ def ecs_service(name: str, tags: Tags) -> str:
     return str(answer["service"]["serviceArn"])
 
 
+def task_definition(name: str, tags: Tags) -> str:
+    more = {"tags": _tags(tags, "key", "value")} if tags else {}
+    containers = [{"name": "x", "image": "x", "memory": 64}]
+    answer = client("ecs").register_task_definition(family=name, containerDefinitions=containers, **more)
+    return str(answer["taskDefinition"]["taskDefinitionArn"])
+
+
+def scalable_target(name: str, tags: Tags) -> str:
+    id_ = ecs_service(name, tags).rpartition(":")[2]
+    client("application-autoscaling").register_scalable_target(
+        ServiceNamespace="ecs",
+        ResourceId=id_,
+        ScalableDimension="ecs:service:DesiredCount",
+        MinCapacity=1,
+        MaxCapacity=2,
+    )
+    return id_
+
+
 def repository(name: str, tags: Tags) -> str:
     client("ecr").create_repository(repositoryName=name, tags=_tags(tags))
     return name
@@ -358,6 +377,8 @@ MAKERS: dict[str, Make] = {
         target_group,
         ecs_cluster,
         ecs_service,
+        task_definition,
+        scalable_target,
         repository,
         certificate,
     )

@@ -2,5 +2,6 @@
 
 `app` builds the ASGI application out of MLflow's own parts, `worker` runs it in gunicorn's workers, `artifacts` streams
 to and from S3, `faults` says what is wrong when the database, the store or the disk fails, `logins` limits wrong
-passwords, and `metrics` counts for Prometheus.
+passwords, `metrics` counts for Prometheus, `health` answers a load balancer, and `edge` stands in for nginx in a
+container.
 """

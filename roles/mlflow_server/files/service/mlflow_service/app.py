@@ -20,7 +20,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from starlette.routing import Match, Mount
 
-from mlflow_service import downloads, faults, logins, metrics, uploads
+from mlflow_service import downloads, edge, faults, health, logins, metrics, uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -132,5 +132,5 @@ def forked() -> None:
 
 
 application = build()
-# What is refused is counted as well.
-service = metrics.measured(logins.limited(application), application.fastapi, flask_app)
+# What is refused is counted as well; what the balancer asks is neither.
+service = edge.fronted(health.watched(metrics.measured(logins.limited(application), application.fastapi, flask_app)))

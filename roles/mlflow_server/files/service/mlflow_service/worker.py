@@ -19,6 +19,8 @@ from uvicorn_worker import UvicornWorker
 FAST = (httptools, uvloop)
 # Seconds; longer than nginx keeps an idle connection to this server (keepalive_timeout of the upstream, 2 s).
 IDLE = 2.5
+# Seconds for which a stopping server goes on as before: a balancer hears of it later than the server itself does.
+LINGER = float(os.environ.get("MLFLOW_SERVICE_LINGER", "0"))
 
 
 class DrainingServer(Server):
@@ -37,9 +39,10 @@ class DrainingServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then shut down."""
+        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        await asyncio.sleep(LINGER)
         for server in self.servers:
             server.close()
-        self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         deadline = asyncio.get_running_loop().time() + IDLE
         while self.server_state.connections and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.05)
