@@ -17,7 +17,7 @@ description:
   - The definition is what the API's own create call takes. Every value in it is compared with what AWS describes, so that
     a changed environment variable, processor or circuit breaker is seen, and a second run changes nothing. What the
     definition does not mention is left alone.
-  - The modules of P(community.aws#collection) that are there for this compare only some values (C(ecs_taskdefinition)
+  - The modules of C(community.aws) that are there for this compare only some values (C(ecs_taskdefinition)
     overlooks a changed variable and the size of a task, C(ecs_service) the network and the deployment), set back what
     autoscaling has decided, and neither tag clusters and repositories nor remove task definitions and scalable targets.
     C(application_autoscaling_policy) acts in check mode too.

@@ -47,7 +47,7 @@ options:
   fargate_max_tasks:
     description: How many tasks the topology V(fargate) has at the most, but for deployments.
     type: int
-    default: 4
+    default: 3
   database_identifier:
     description: Identifier of the stack's own DB instance, which may not exist yet.
     type: str
@@ -206,7 +206,7 @@ def main() -> None:
             "instance_type": {"type": "str", "required": True},
             "fleet_size": {"type": "int", "default": 2},
             "fargate_min_tasks": {"type": "int", "default": 2},
-            "fargate_max_tasks": {"type": "int", "default": 4},
+            "fargate_max_tasks": {"type": "int", "default": 3},
             "database_identifier": {"type": "str", "required": True},
             "database_class": {"type": "str", "required": True},
             "database_engine_version": {"type": "str", "required": True},
