@@ -120,6 +120,10 @@ def render(
         # a worker that is being replaced closes a connection with its next response, not under a request on its way
         "    option idle-close-on-response",
         "    retries 0",
+        # a connection to a target is kept for the idle timeout, and used by whoever comes; a target that closes it
+        # under a request on its way is the 502 that AWS warns of
+        "    http-reuse always",
+        f"    default-server pool-purge-delay {idle}s",
         # the text stands under a 502 and a 504, too
         f"    http-error status 503 content-type text/html string {word(PAGE)}",
         f"    timeout connect {CONNECT_SECONDS}s",
