@@ -11,10 +11,15 @@ from moto.core.utils import utcnow
 from moto.ecr.models import ECRBackend, Repository
 from moto.ecr.responses import ECRResponse
 
+from local_aws import ecs
+from local_aws.credentials import TaskCredentials
 from local_aws.networks import Networks
 from local_aws.patching import Patcher
 from local_aws.registry import LOGIN_LIFETIME, Registry
+from local_aws.scaling import Scaling
+from local_aws.services import Services
 from local_aws.state import Settings, StateDir
+from local_aws.tasks import Run, Tasks
 
 
 @dataclass(frozen=True)
@@ -22,23 +27,45 @@ class Containers:
     """Everything behind ECR and ECS that really runs."""
 
     registry: Registry
+    tasks: Tasks
+    services: Services
+    credentials: TaskCredentials
+    scaling: Scaling
 
     @classmethod
     def make(cls, client: DockerClient, state: StateDir, settings: Settings, networks: Networks) -> Containers:
-        return cls(Registry(client, state, settings, networks))
+        registry = Registry(client, state, settings, networks)
+        tasks = Tasks(client, state, settings, networks, registry)
+
+        def find(gateway: str, address: str) -> Run | None:
+            network = networks.find(gateway)
+            return tasks.at(network, address) if network else None
+
+        services = Services(tasks)
+        return cls(registry, tasks, services, TaskCredentials(find), Scaling(services, settings))
 
     def connect(self, settings: Settings, patch: Patcher) -> None:
         """Install all hooks. Call once, after moto is imported and before the first request."""
         _registry(self.registry, settings, patch)
+        ecs.connect(self.tasks, self.services, patch)
 
     def forget_all(self) -> None:
+        self.services.forget_all()
+        self.tasks.forget_all()
         self.registry.forget()
+        self.credentials.reset()
+        self.scaling.forget_all()
 
     def summary(self) -> dict[str, Any]:
-        return {"registry": self.registry.summary()}
+        return {
+            "registry": self.registry.summary(),
+            "tasks": self.tasks.summary(),
+            "services": self.services.summary(),
+        }
 
     def problems(self) -> dict[str, str]:
-        return {"registry": self.registry.problem} if self.registry.problem else {}
+        own = {"registry": self.registry.problem} if self.registry.problem else {}
+        return {**own, **self.services.problems}
 
 
 def _registry(registry: Registry, settings: Settings, patch: Patcher) -> None:

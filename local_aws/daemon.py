@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONTROL = "/_local_aws/"  # no bucket's name can start so
+TASK_CREDENTIALS = "/v2/credentials/"  # no instance metadata begins so
 TOKEN_HEADER = "HTTP_X_LOCAL_AWS_TOKEN"
 
 MOTO_ENVIRONMENT = {
@@ -64,7 +65,8 @@ class _Daemon:
         # moto reads its settings from the environment while it is imported
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 
-        from local_aws import account, corrections, wiring
+        from local_aws import account, certificates, corrections, wiring, wiring_balancers
+        from local_aws.balancers import Balancers
         from local_aws.containers import Containers
         from local_aws.databases import Databases
         from local_aws.instances import Instances
@@ -86,18 +88,21 @@ class _Daemon:
             authority,
             state.path,
             self._control(DomainDispatcherApplication(create_backend_app)),
-            self._metadata,
+            self._inside,
             (settings.port, settings.http_port, settings.metadata_port),
             MotoRequestHandler,
         )
         self._networks = Networks(client, state, self._listeners.open, self._listeners.close)
         self._instances = Instances(client, state, settings, self._networks)
         self._databases = Databases(client, state, settings, self._networks, authority)
+        self._balancers = Balancers(client, state, settings, self._networks)
         self._containers = Containers.make(client, state, settings, self._networks)
         patch = Permanent()
         account.furnish(patch)
         corrections.apply_all(patch)
         wiring.connect(wiring.Cloud(self._networks, self._instances, self._databases), patch)
+        certificates.connect(authority, patch)
+        wiring_balancers.connect(self._balancers, self._networks, patch)
         self._containers.connect(settings, patch)
         self._account = account
         try:
@@ -117,6 +122,12 @@ class _Daemon:
     def _instance_at(self, gateway: str, address: str) -> Any:
         network = self._networks.find(gateway)
         return self._instances.find(network, address) if network else None
+
+    def _inside(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        """What instances and tasks ask of addresses that only they reach."""
+        if str(environ.get("PATH_INFO", "")).startswith(TASK_CREDENTIALS):
+            return self._containers.credentials(environ, start_response)
+        return self._metadata(environ, start_response)
 
     # what the command line asks of the daemon
 
@@ -149,9 +160,15 @@ class _Daemon:
         return {
             "instances": self._instances.summary(),
             "databases": self._databases.summary(),
+            "balancers": self._balancers.summary(),
             **self._containers.summary(),
             "networks": self._networks.names(),
-            "problems": {**self._instances.problems, **self._databases.problems, **self._containers.problems()},
+            "problems": {
+                **self._instances.problems,
+                **self._databases.problems,
+                **self._balancers.problems,
+                **self._containers.problems(),
+            },
         }
 
     def _reset(self, _argument: str) -> dict[str, Any]:
@@ -160,6 +177,7 @@ class _Daemon:
         self._containers.forget_all()
         self._instances.forget_all()
         self._databases.forget_all()
+        self._balancers.forget_all()
         self._networks.drop_vpcs()
         moto_api_backend.reset()
         self._metadata.reset()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import tarfile
 import time
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from docker.models.containers import Container
 
 from local_aws.errors import LocalAwsError
 from local_aws.state import StateDir
+
+PULLED = "pulled.json"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,9 @@ def remove_leftovers(client: DockerClient, state: StateDir) -> int:
     containers = client.containers.list(all=True, filters=filters, ignore_removed=True)
     for container in containers:
         remove_container(container)
+    for volume in client.volumes.list(filters=filters):
+        volume.remove(force=True)
+    remove_pulled(client, state)
     networks = client.networks.list(filters=filters)
     for network in networks:
         try:
@@ -96,6 +103,20 @@ def remove_leftovers(client: DockerClient, state: StateDir) -> int:
         except docker.errors.NotFound:
             continue
     return len(containers) + len(networks)
+
+
+def remember_pulled(state: StateDir, reference: str) -> None:
+    """Note an image that is on this machine only because a task needed it."""
+    known = state.read_json(PULLED).get("images", [])
+    state.write(PULLED, json.dumps({"images": sorted({*known, reference})}))
+
+
+def remove_pulled(client: DockerClient, state: StateDir) -> None:
+    """Remove the images that tasks brought; one that something else uses stays."""
+    for reference in state.read_json(PULLED).get("images", []):
+        with contextlib.suppress(docker.errors.APIError):
+            client.images.remove(reference)
+    (state.path / PULLED).unlink(missing_ok=True)
 
 
 def remove_abandoned(client: DockerClient, own: StateDir) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = datetime.timedelta(days=365)
@@ -35,7 +35,9 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -99,11 +101,15 @@ class Authority:
         )
 
     def issue(self, names: list[str]) -> Pem:
-        """Sign a server certificate.
+        """Sign a server certificate for a new key.
 
         names: DNS names and IP addresses that it is valid for; the first one is also the common name.
         """
         key = ec.generate_private_key(ec.SECP256R1())
+        return Pem(self.certify(names, key.public_key()), _key_pem(key))
+
+    def certify(self, names: list[str], key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey) -> bytes:
+        """Sign a server certificate for somebody's key; returns it PEM-encoded."""
         alternatives: list[x509.GeneralName] = []
         for name in names:
             try:
@@ -112,11 +118,11 @@ class Authority:
                 alternatives.append(x509.DNSName(name))
         issuer_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
         certificate = (
-            _builder(_name(names[0]), self.certificate.subject, key.public_key())
+            _builder(_name(names[0]), self.certificate.subject, key)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(issuer_key, critical=False)
             .sign(self._key, hashes.SHA256())
         )
-        return Pem(certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key))
+        return certificate.public_bytes(serialization.Encoding.PEM)

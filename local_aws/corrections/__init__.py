@@ -5,8 +5,15 @@ for both answers, without and with the correction: it fails when moto no longer 
 """
 
 from local_aws.corrections import (
+    acm_imports,
     ecr_images,
+    ecs_clusters,
+    ecs_scaling,
     elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_dependencies,
+    elbv2_target_groups,
+    fargate_tasks,
     iam_statements,
     rds_offers,
     rds_parameter_groups,
@@ -14,7 +21,21 @@ from local_aws.corrections import (
 )
 from local_aws.patching import Patcher
 
-ALL = (ecr_images, elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage)
+ALL = (
+    acm_imports,
+    ecr_images,
+    ecs_clusters,
+    ecs_scaling,
+    elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_dependencies,
+    elbv2_target_groups,
+    fargate_tasks,
+    iam_statements,
+    rds_offers,
+    rds_parameter_groups,
+    rds_storage,
+)
 
 
 def apply_all(patch: Patcher) -> None:

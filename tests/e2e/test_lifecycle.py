@@ -161,9 +161,11 @@ def test_instance_and_database_are_closed(account: Account, site: Run) -> None:
     permissions = groups[0]["IpPermissions"]
     assert [rule["FromPort"] for rule in permissions] == [5432]
     assert not permissions[0]["IpRanges"]
-    assert [pair["GroupId"] for pair in permissions[0]["UserIdGroupPairs"]] == [
-        group["GroupId"] for group in instance["SecurityGroups"]
+    servers = ec2.describe_security_groups(GroupIds=[pair["GroupId"] for pair in permissions[0]["UserIdGroupPairs"]])[
+        "SecurityGroups"
     ]
+    assert {group["GroupName"] for group in servers} == {"mlflow-e2e-server", "mlflow-e2e-fleet", "mlflow-e2e-task"}
+    assert [group["GroupName"] for group in instance["SecurityGroups"]] == ["mlflow-e2e-server"]
 
 
 def test_no_secret_leaks(control: Control, site: Run, tmp_path: Path) -> None:

@@ -28,12 +28,15 @@ import re
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 AGE = re.compile(r"(?=.)" + "".join(rf"(?:(\d+(?:\.\d+)?){unit})?" for unit in "dhms"))
 SECONDS = (86400, 3600, 60, 1)
+# Beside schema.py's and backup.py's: two hosts that delete the same would take each other's work for failures.
+LOCK = 0x6D6C666C6F77 + 2
 # With so many failures the store is out of order, and each further one costs all retries again.
 MOST_FAILURES = 20
 
@@ -132,6 +135,18 @@ class Store:
             ),
         }
 
+    @contextmanager
+    def alone(self) -> Iterator[bool]:
+        """Tell whether no other host deletes, and let none begin meanwhile; the lock ends with the process."""
+        engine = self._store.engine
+        # SQLite is a file on one host, and has no such lock.
+        if engine.dialect.name != "postgresql":
+            yield True
+            return
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            lock = module("sqlalchemy").text("SELECT pg_try_advisory_lock(:lock)")
+            yield bool(connection.execute(lock, {"lock": LOCK}).scalar())
+
     def items(self, kind: str, before_ms: int | None = None, experiment_id: str | None = None) -> list[Item]:
         """Return the things of a kind: those deleted up to a time, or all those of an experiment, deleted or not."""
         columns = self._columns[kind]
@@ -226,18 +241,12 @@ def counted(items: list[Item]) -> str:
     return ", ".join(f"{number} {kind}{'' if number == 1 else 's'}" for kind, number in numbers.items())
 
 
-def main() -> int:
-    """Do what the command line says; return the exit code."""
-    parser = argparse.ArgumentParser(prog="mlflow-gc", description="Delete for good what MLflow's users have deleted.")
-    parser.add_argument("--older-than", type=milliseconds, required=True, metavar="AGE", help="30d, 1d12h and the like")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
-    arguments = parser.parse_args()
-    logging.disable(logging.WARNING)
-    store = Store()
-    garbage = collect(store, int(time.time() * 1000) - arguments.older_than)
+def run(store: Store, older_than_ms: int, dry: bool) -> int:
+    """Delete, or only say what would go, and tell of it; return the exit code."""
+    garbage = collect(store, int(time.time() * 1000) - older_than_ms)
     for item, reason in garbage.kept:
         print(f"kept {item}: {reason}")
-    if arguments.dry_run:
+    if dry:
         for item in garbage.items:
             print(f"would delete {item}")
         print(f"Would delete {counted(garbage.items)}; kept {len(garbage.kept)}. Nothing was changed.")
@@ -256,6 +265,21 @@ def main() -> int:
             break
     print(f"Deleted {counted(deleted)}; kept {len(garbage.kept)}; failed {failures}.")
     return 1 if failures else 0
+
+
+def main() -> int:
+    """Do what the command line says; return the exit code."""
+    parser = argparse.ArgumentParser(prog="mlflow-gc", description="Delete for good what MLflow's users have deleted.")
+    parser.add_argument("--older-than", type=milliseconds, required=True, metavar="AGE", help="30d, 1d12h and the like")
+    parser.add_argument("--dry-run", action="store_true", help="only say what would go")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    store = Store()
+    with store.alone() as alone:
+        if not alone:
+            print("Another host of this server is deleting right now. Nothing was done here.")
+            return 0
+        return run(store, arguments.older_than, arguments.dry_run)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,12 @@ import base64
 import io
 import ipaddress
 import json
+import re
 import shlex
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,7 +84,13 @@ class Account:
 
     def build(self, reference: str, text: str) -> None:
         """An image that differs by a text, and serves it over HTTP on port 8080."""
-        dockerfile = f"FROM {self.base}\nRUN printf %s {shlex.quote(text)} >/text\nCOPY serve /serve\nUSER 10001\n"
+        lines = [
+            f"FROM {self.base}",
+            f"RUN printf %s {shlex.quote(text)} >/text",
+            "COPY serve /serve",
+            "RUN mkdir -m 1777 /scratch",
+        ]
+        dockerfile = "\n".join([*lines, "STOPSIGNAL SIGTERM", "VOLUME /scratch", "USER 10001", 'CMD ["/serve"]', ""])
         files = [File("Dockerfile", dockerfile.encode()), File("serve", SERVER.encode(), 0o755)]
         built, _log = docker.from_env().images.build(
             fileobj=io.BytesIO(archive(files)), custom_context=True, tag=reference, rm=True, forcerm=True
@@ -190,3 +198,471 @@ def test_a_deleted_tag_cannot_be_pulled(account: Account) -> None:
     ecr.batch_delete_image(repositoryName="app", imageIds=[{"imageTag": "gone"}])
     with pytest.raises(docker.errors.NotFound):
         client.images.pull(uri, tag="gone", auth_config=account.login())
+
+
+# tasks
+
+
+@dataclass
+class World:
+    """What tasks need: a network, roles, a log group, a cluster, and an image that serves its text."""
+
+    account: Account
+    subnets: list[str]
+    group: str
+    role: str
+    execution_role: str
+    secret: str
+    image: str
+
+    def define(self, family: str, image: str | None = None, **container: Any) -> str:
+        logs = {"awslogs-group": "/app", "awslogs-region": "eu-central-1", "awslogs-stream-prefix": "test"}
+        registered = self.account.client("ecs").register_task_definition(
+            family=family,
+            networkMode="awsvpc",
+            requiresCompatibilities=["FARGATE"],
+            cpu="256",
+            memory="512",
+            taskRoleArn=self.role,
+            executionRoleArn=self.execution_role,
+            volumes=[{"name": "scratch"}, {"name": "other"}],
+            containerDefinitions=[
+                {
+                    "name": "app",
+                    "image": image or self.image,
+                    "portMappings": [{"containerPort": 8080}],
+                    "stopTimeout": 5,
+                    "logConfiguration": {"logDriver": "awslogs", "options": logs},
+                    **container,
+                }
+            ],
+        )
+        return str(registered["taskDefinition"]["taskDefinitionArn"])
+
+    @property
+    def network(self) -> dict[str, Any]:
+        return {"awsvpcConfiguration": {"subnets": self.subnets, "securityGroups": [self.group]}}
+
+    def run(self, definition: str, status: str = "RUNNING") -> dict[str, Any]:
+        task = self.account.client("ecs").run_task(
+            cluster="test", taskDefinition=definition, launchType="FARGATE", networkConfiguration=self.network
+        )["tasks"][0]
+        assert eventually(lambda: self.task(task["taskArn"])["lastStatus"] == status, 60), self.task(task["taskArn"])
+        return self.task(task["taskArn"])
+
+    def task(self, arn: str) -> dict[str, Any]:
+        return dict(self.account.client("ecs").describe_tasks(cluster="test", tasks=[arn])["tasks"][0])
+
+    def tasks(self, service: str) -> list[dict[str, Any]]:
+        ecs = self.account.client("ecs")
+        arns = ecs.list_tasks(cluster="test", serviceName=service)["taskArns"]
+        return list(ecs.describe_tasks(cluster="test", tasks=arns)["tasks"]) if arns else []
+
+    def service(self, name: str) -> dict[str, Any]:
+        return dict(self.account.client("ecs").describe_services(cluster="test", services=[name])["services"][0])
+
+    def stable(self, name: str) -> dict[str, Any]:
+        waiter = self.account.client("ecs").get_waiter("services_stable")
+        waiter.wait(cluster="test", services=[name], WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+        return self.service(name)
+
+    def log(self, task: dict[str, Any]) -> list[str]:
+        stream = f"test/app/{task['taskArn'].rpartition('/')[2]}"
+        found = self.account.client("logs").get_log_events(logGroupName="/app", logStreamName=stream)["events"]
+        return [event["message"] for event in found]
+
+
+def address(task: dict[str, Any]) -> str:
+    details = {detail["name"]: detail["value"] for detail in task["attachments"][0]["details"]}
+    return str(details["privateIPv4Address"])
+
+
+def container_of(task: dict[str, Any]) -> Any:
+    return docker.from_env().containers.get(task["containers"][0]["runtimeId"])
+
+
+def fetch(host: str) -> str:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(f"http://{host}:8080/", timeout=5) as response:
+        return str(response.read().decode())
+
+
+def shell(task: dict[str, Any], command: str) -> tuple[int, str]:
+    done = container_of(task).exec_run(["sh", "-c", command])
+    return done.exit_code, done.output.decode()
+
+
+@pytest.fixture(scope="module")
+def world(account: Account) -> World:
+    ec2, iam, cidr = account.client("ec2"), account.client("iam"), free_cidr()
+    vpc = ec2.create_vpc(CidrBlock=cidr)["Vpc"]["VpcId"]
+    blocks = list(ipaddress.IPv4Network(cidr).subnets(new_prefix=24))
+    subnets = [
+        ec2.create_subnet(VpcId=vpc, CidrBlock=str(block), AvailabilityZone=f"eu-central-1{zone}")["Subnet"]["SubnetId"]
+        for block, zone in zip(blocks[1:3], "ab", strict=True)
+    ]
+    group = ec2.create_security_group(GroupName="task", Description="task", VpcId=vpc)["GroupId"]
+    statement = {"Effect": "Allow", "Principal": {"Service": "ecs-tasks.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    trust = json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    role, execution = (
+        iam.create_role(RoleName=name, AssumeRolePolicyDocument=trust)["Role"]["Arn"] for name in ("task", "execution")
+    )
+    secret = account.client("secretsmanager").create_secret(Name="app", SecretString='{"password": "p@ss"}')["ARN"]
+    account.client("logs").create_log_group(logGroupName="/app")
+    account.client("ecs").create_cluster(clusterName="test", capacityProviders=["FARGATE", "FARGATE_SPOT"])
+    image = f"{repository(account)}:served"
+    account.build(image, "served")
+    assert account.push(image) == ""
+    return World(account, subnets, group, role, execution, secret, image)
+
+
+def test_a_task_is_what_its_definition_says(world: World, account: Account) -> None:
+    account.client("ssm").put_parameter(Name="/app/name", Value="from ssm", Type="SecureString")
+    definition = world.define(
+        "whole",
+        user="10002",
+        readonlyRootFilesystem=True,
+        environment=[{"name": "PLAIN", "value": "as it is"}],
+        secrets=[
+            {"name": "PASSWORD", "valueFrom": f"{world.secret}:password::"},
+            {"name": "PARAMETER", "valueFrom": "/app/name"},
+        ],
+        mountPoints=[
+            {"sourceVolume": "scratch", "containerPath": "/scratch"},
+            {"sourceVolume": "other", "containerPath": "/other"},
+        ],
+        linuxParameters={"initProcessEnabled": True},
+        ulimits=[{"name": "nofile", "softLimit": 1234, "hardLimit": 2345}],
+        healthCheck={"command": ["CMD-SHELL", "test -r /text"], "interval": 5, "retries": 1},
+    )
+    task = world.run(definition)
+    assert ipaddress.IPv4Address(address(task)) in ipaddress.IPv4Network(subnet_cidr(world, task))
+    assert eventually(lambda: fetch(address(task))) == "served"
+    assert shell(task, 'echo "$PLAIN $PASSWORD $PARAMETER"')[1] == "as it is p@ss from ssm\n"
+    assert shell(task, "id -u; ulimit -Sn; cat /proc/1/comm")[1].split()[:2] == ["10002", "1234"]
+    assert shell(task, "touch /text")[0] != 0
+    assert shell(task, "touch /scratch/x")[0] == 0  # a VOLUME of the image keeps its mode
+    assert shell(task, "touch /other/x")[0] != 0  # any other is root's, as on Fargate
+    inside = shell(task, "getent hosts aws.internal")[1].split()[0]
+    assert ipaddress.IPv4Address(inside) in ipaddress.IPv4Network(subnet_cidr(world, task)).supernet(new_prefix=16)
+    limits = container_of(task).attrs["HostConfig"]
+    assert (limits["Memory"], limits["NanoCpus"]) == (512 << 20, 250_000_000)
+    assert eventually(lambda: world.task(task["taskArn"])["healthStatus"] == "HEALTHY")
+    account.client("ecs").stop_task(cluster="test", task=task["taskArn"], reason="enough")
+    ended = world.task(task["taskArn"])
+    assert (ended["lastStatus"], ended["stopCode"], ended["stoppedReason"]) == ("STOPPED", "UserInitiated", "enough")
+    assert ended["containers"][0]["exitCode"] == 0
+    assert world.log(task) == ["listening", "asked to end"]
+    assert (
+        docker.from_env().volumes.list(filters={"label": f"local_aws.task={task['taskArn'].rpartition('/')[2]}"}) == []
+    )
+
+
+def subnet_cidr(world: World, task: dict[str, Any]) -> str:
+    details = {detail["name"]: detail["value"] for detail in task["attachments"][0]["details"]}
+    found = world.account.client("ec2").describe_subnets(SubnetIds=[details["subnetId"]])["Subnets"][0]
+    return str(found["CidrBlock"])
+
+
+def test_a_task_has_the_keys_of_its_role_and_no_one_elses(world: World, account: Account) -> None:
+    task, other = world.run(world.define("keys")), world.run(world.define("keys"))
+    uri = shell(task, "echo $AWS_CONTAINER_CREDENTIALS_RELATIVE_URI")[1].strip()
+    keys = json.loads(shell(task, f"curl -fsS http://169.254.170.2{uri}")[1])
+    sts = boto3.client(
+        "sts",
+        region_name="eu-central-1",
+        endpoint_url=account.env["AWS_ENDPOINT_URL"],
+        verify=account.env["AWS_CA_BUNDLE"],
+        aws_access_key_id=keys["AccessKeyId"],
+        aws_secret_access_key=keys["SecretAccessKey"],
+        aws_session_token=keys["Token"],
+    )
+    assert sts.get_caller_identity()["Arn"].endswith(f":assumed-role/task/{task['taskArn'].rpartition('/')[2]}")
+    assert shell(other, f"curl -s -o /dev/null -w '%{{http_code}}' http://169.254.170.2{uri}")[1] == "404"
+    for running in (task, other):
+        account.client("ecs").stop_task(cluster="test", task=running["taskArn"])
+
+
+@pytest.mark.parametrize(
+    ("container", "code", "reason"),
+    [
+        ({"image": "{uri}:none"}, "TaskFailedToStart", "CannotPullContainerError: .*{uri}:none: not found"),
+        (
+            {"secrets": [{"name": "A", "valueFrom": "{secret}:absent::"}]},
+            "TaskFailedToStart",
+            "ResourceInitializationError: .*did not contain json key absent",
+        ),
+        (
+            {"logConfiguration": {"logDriver": "awslogs", "options": {"awslogs-group": "/none"}}},
+            "TaskFailedToStart",
+            "ResourceInitializationError: .*The specified log group does not exist",
+        ),
+        ({"entryPoint": ["/no/such"]}, "TaskFailedToStart", "CannotStartContainerError: .*no such file"),
+        ({"entryPoint": ["sh", "-c", "exit 3"]}, "EssentialContainerExited", "Essential container in task exited"),
+    ],
+    ids=["image", "secret", "log", "program", "exit"],
+)
+def test_a_task_that_cannot_run_says_why(world: World, container: dict[str, Any], code: str, reason: str) -> None:
+    uri = repository(world.account)
+    filled = json.loads(json.dumps(container).replace("{uri}", uri).replace("{secret}", world.secret))
+    task = world.run(world.define("broken", **filled), "STOPPED")
+    assert task["stopCode"] == code
+    assert re.search(reason.replace("{uri}", re.escape(uri)), task["stoppedReason"])
+    if code == "EssentialContainerExited":
+        assert task["containers"][0]["exitCode"] == 3
+
+
+def test_the_execution_role_needs_its_permissions(world: World, account: Account) -> None:
+    iam, uri = account.client("iam"), "arn:aws:ecr:eu-central-1:123456789012:repository/app"
+    allowed = [
+        {"Effect": "Allow", "Action": "ecr:GetAuthorizationToken", "Resource": "*"},
+        {"Effect": "Allow", "Action": ["ecr:BatchGetImage", "ecr:GetDownloadUrlForLayer"], "Resource": uri},
+        {
+            "Effect": "Allow",
+            "Action": ["logs:CreateLogStream", "logs:PutLogEvents"],
+            "Resource": "arn:aws:logs:eu-central-1:123456789012:log-group:/app:*",
+        },
+        {"Effect": "Allow", "Action": "secretsmanager:GetSecretValue", "Resource": world.secret},
+    ]
+    definition = world.define("judged", secrets=[{"name": "A", "valueFrom": f"{world.secret}:password::"}])
+    local_aws(account.directory, "enforce", "on")
+    try:
+        for statements, status in ((allowed[:-1], "STOPPED"), (allowed, "RUNNING")):
+            policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+            iam.put_role_policy(RoleName="execution", PolicyName="p", PolicyDocument=policy)
+            task = world.run(definition, status)
+            refused = "not authorized to perform: secretsmanager:GetSecretValue"
+            assert (refused in task.get("stoppedReason", "")) == (status == "STOPPED")
+        account.client("ecs").stop_task(cluster="test", task=task["taskArn"])
+    finally:
+        local_aws(account.directory, "enforce", "off")
+
+
+# services
+
+
+@pytest.fixture(scope="module")
+def target_group(world: World) -> str:
+    elb = world.account.client("elbv2")
+    vpc = world.account.client("ec2").describe_subnets(SubnetIds=world.subnets)["Subnets"][0]["VpcId"]
+    group = elb.create_target_group(
+        Name="app",
+        Protocol="HTTP",
+        Port=8080,
+        VpcId=vpc,
+        TargetType="ip",
+        HealthCheckPath="/",
+        HealthCheckIntervalSeconds=5,
+        HealthCheckTimeoutSeconds=2,
+        HealthyThresholdCount=2,
+    )
+    arn = str(group["TargetGroups"][0]["TargetGroupArn"])
+    elb.modify_target_group_attributes(
+        TargetGroupArn=arn, Attributes=[{"Key": "deregistration_delay.timeout_seconds", "Value": "1"}]
+    )
+    balancer = elb.create_load_balancer(Name="app", Subnets=world.subnets, SecurityGroups=[world.group])
+    elb.create_listener(
+        LoadBalancerArn=balancer["LoadBalancers"][0]["LoadBalancerArn"],
+        Protocol="HTTP",
+        Port=80,
+        DefaultActions=[{"Type": "forward", "TargetGroupArn": arn}],
+    )
+    return arn
+
+
+def targets(world: World, group: str) -> set[str]:
+    found = world.account.client("elbv2").describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
+    return {t["Target"]["Id"] for t in found if t["TargetHealth"]["State"] == "healthy"}
+
+
+@pytest.fixture(scope="module")
+def web(world: World, target_group: str) -> str:
+    world.account.client("ecs").create_service(
+        cluster="test",
+        serviceName="web",
+        taskDefinition=world.define("web"),
+        desiredCount=2,
+        capacityProviderStrategy=[{"capacityProvider": "FARGATE", "weight": 1}],
+        deploymentConfiguration={
+            "maximumPercent": 150,
+            "minimumHealthyPercent": 100,
+            "deploymentCircuitBreaker": {"enable": True, "rollback": True},
+        },
+        loadBalancers=[{"targetGroupArn": target_group, "containerName": "app", "containerPort": 8080}],
+        healthCheckGracePeriodSeconds=30,
+        networkConfiguration=world.network,
+    )
+    return "web"
+
+
+def test_a_service_keeps_its_tasks_and_their_targets(world: World, web: str, target_group: str) -> None:
+    service = world.stable(web)
+    assert [(d["status"], d["rolloutState"]) for d in service["deployments"]] == [("PRIMARY", "COMPLETED")]
+    before = world.tasks(web)
+    assert {task["availabilityZone"] for task in before} == {"eu-central-1a", "eu-central-1b"}
+    assert targets(world, target_group) == {address(task) for task in before}
+    container_of(before[0]).kill()
+    gone = before[0]["taskArn"]
+    assert eventually(lambda: gone not in {task["taskArn"] for task in world.tasks(web)})
+    world.stable(web)
+    after = world.tasks(web)
+    assert len(after) == 2
+    assert targets(world, target_group) == {address(task) for task in after}
+
+
+def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_group: str) -> None:
+    image = f"{repository(world.account)}:next"
+    world.account.build(image, "next")
+    assert world.account.push(image) == ""
+    world.stable(web)
+    least = []
+    world.account.client("ecs").update_service(cluster="test", service=web, taskDefinition=world.define("web", image))
+
+    def rolled() -> bool:
+        least.append(len(targets(world, target_group)))
+        return len(service := world.service(web)["deployments"]) == 1 and service[0]["rolloutState"] == "COMPLETED"
+
+    assert eventually(rolled, 90)
+    assert min(least) >= 2
+    assert {fetch(address(task)) for task in world.tasks(web)} == {"next"}
+
+
+def test_a_deployment_that_fails_is_rolled_back(world: World, web: str) -> None:
+    world.stable(web)
+    good = world.service(web)["taskDefinition"]
+    bad = world.define("web", entryPoint=["false"])
+    world.account.client("ecs").update_service(cluster="test", service=web, taskDefinition=bad)
+
+    def failed() -> bool:
+        found = [d for d in world.service(web)["deployments"] if d["rolloutState"] == "FAILED"]
+        return bool(found) or world.service(web)["taskDefinition"] == good
+
+    assert eventually(failed, 90)
+    service = world.stable(web)
+    assert service["taskDefinition"] == good
+    assert [d["taskDefinition"] for d in service["deployments"]] == [good]
+    told = [event["message"] for event in service["events"]]
+    assert any("deployment failed: tasks failed to start." in message for message in told)
+    assert any("rolling back to deployment" in message for message in told)
+
+
+def test_an_unhealthy_container_is_replaced(world: World) -> None:
+    ecs = world.account.client("ecs")
+    check = {"command": ["CMD-SHELL", "test ! -e /scratch/sick"], "interval": 5, "retries": 1}
+    mount = [{"sourceVolume": "scratch", "containerPath": "/scratch"}]
+    definition = world.define("checked", healthCheck=check, mountPoints=mount)
+    ecs.create_service(
+        cluster="test",
+        serviceName="checked",
+        taskDefinition=definition,
+        desiredCount=1,
+        launchType="FARGATE",
+        networkConfiguration=world.network,
+    )
+    world.stable("checked")
+    first = world.tasks("checked")[0]
+    shell(first, "touch /scratch/sick")
+    assert eventually(lambda: world.task(first["taskArn"])["lastStatus"] == "STOPPED")
+    ended = world.task(first["taskArn"])
+    assert (ended["stopCode"], ended["stoppedReason"]) == (
+        "ServiceSchedulerInitiated",
+        "Task failed container health checks",
+    )
+    world.stable("checked")
+    assert world.tasks("checked")[0]["healthStatus"] == "HEALTHY"
+
+
+def test_services_and_clusters_are_deleted_in_order(world: World, web: str, target_group: str) -> None:
+    ecs = world.account.client("ecs")
+    with pytest.raises(ClientError, match="scaled above 0"):
+        ecs.delete_service(cluster="test", service=web)
+    with pytest.raises(ClientError, match="ClusterContainsServices"):
+        ecs.delete_cluster(cluster="test")
+    for name in (web, "checked"):
+        ecs.delete_service(cluster="test", service=name, force=True)
+    waiter = ecs.get_waiter("services_inactive")
+    waiter.wait(cluster="test", services=[web, "checked"], WaiterConfig={"Delay": 1, "MaxAttempts": 60})
+    assert targets(world, target_group) == set()
+    assert eventually(lambda: ecs.list_tasks(cluster="test")["taskArns"] == [])
+    assert ecs.list_services(cluster="test")["serviceArns"] == []
+    interfaces = world.account.client("ec2").describe_network_interfaces(
+        Filters=[{"Name": "subnet-id", "Values": world.subnets}]
+    )["NetworkInterfaces"]
+    assert interfaces == []  # none is left that a subnet could not be deleted with
+
+
+# scaling
+
+
+@pytest.fixture
+def scaled(world: World) -> Iterator[str]:
+    """A service that follows its CPU and its requests, between one and three tasks."""
+    ecs, scaling = world.account.client("ecs"), world.account.client("application-autoscaling")
+    ecs.create_service(
+        cluster="test",
+        serviceName="scaled",
+        taskDefinition=world.define("scaled"),
+        desiredCount=1,
+        launchType="FARGATE",
+        networkConfiguration=world.network,
+    )
+    place = {
+        "ServiceNamespace": "ecs",
+        "ResourceId": "service/test/scaled",
+        "ScalableDimension": "ecs:service:DesiredCount",
+    }
+    scaling.register_scalable_target(**place, MinCapacity=1, MaxCapacity=3)
+    for name, target, metric in (
+        ("cpu", 60.0, {"PredefinedMetricType": "ECSServiceAverageCPUUtilization"}),
+        (
+            "requests",
+            1000.0,
+            {"PredefinedMetricType": "ALBRequestCountPerTarget", "ResourceLabel": "app/app/1/targetgroup/app/2"},
+        ),
+    ):
+        scaling.put_scaling_policy(
+            **place,
+            PolicyName=name,
+            PolicyType="TargetTrackingScaling",
+            TargetTrackingScalingPolicyConfiguration={
+                "TargetValue": target,
+                "PredefinedMetricSpecification": metric,
+                "ScaleInCooldown": 60,
+                "ScaleOutCooldown": 60,
+            },
+        )
+    yield "scaled"
+    scaling.deregister_scalable_target(**place)
+    assert scaling.describe_scaling_policies(ServiceNamespace="ecs")["ScalingPolicies"] == []
+    ecs.delete_service(cluster="test", service="scaled", force=True)
+
+
+def test_a_service_follows_its_metrics(world: World, scaled: str) -> None:
+    cloudwatch = world.account.client("cloudwatch")
+
+    def report(cpu: float, requests: float) -> None:
+        own = [{"Name": "ClusterName", "Value": "test"}, {"Name": "ServiceName", "Value": scaled}]
+        group = [{"Name": "TargetGroup", "Value": "targetgroup/app/2"}]
+        for namespace, name, dimensions, value in (
+            ("AWS/ECS", "CPUUtilization", own, cpu),
+            ("AWS/ApplicationELB", "RequestCountPerTarget", group, requests),
+        ):
+            cloudwatch.put_metric_data(
+                Namespace=namespace, MetricData=[{"MetricName": name, "Dimensions": dimensions, "Value": value}]
+            )
+
+    def desired() -> int:
+        return int(world.service(scaled)["desiredCount"])
+
+    world.stable(scaled)
+    report(10.0, 1900.0)  # one policy is enough to scale out
+    assert eventually(lambda: desired() == 2)
+    assert world.stable(scaled)["runningCount"] == 2
+    report(600.0, 10.0)  # never more than the maximum
+    assert eventually(lambda: desired() == 3)
+    report(58.0, 10.0)  # near its target: the policies do not agree on fewer
+    time.sleep(6)
+    assert desired() == 3
+    report(1.0, 10.0)
+    assert eventually(lambda: desired() == 1)
+    assert world.stable(scaled)["runningCount"] == 1

@@ -12,15 +12,16 @@ ROLE = Path(__file__).resolve().parents[3] / "roles/mlflow_server"
 
 
 def rendered(template: str, **inputs: Any) -> str:
-    """Return the text of a template's file with these inputs and facts."""
-    return text((ROLE / "templates" / template).read_text(encoding="utf-8"), **inputs)
+    """Return the text of a template of the role with these inputs and facts."""
+    return filled((ROLE / "templates" / template).read_text(encoding="utf-8"), **inputs)
 
 
-def text(template: str, **inputs: Any) -> str:
-    """Return a template's text with these inputs and facts."""
+def filled(text: str, **inputs: Any) -> str:
+    """Return what a template's text becomes with these inputs and facts."""
     loader = DataLoader()
+    # Where its lookups find templates and files, as in a play.
     loader.set_basedir(str(ROLE))
     variables: dict[str, Any] = {"ansible_managed": "Ansible managed", "role_path": str(ROLE)}
     for path in ("defaults/main.yml", "vars/main.yml"):
         variables |= loader.load_from_file(str(ROLE / path), cache="none", trusted_as_template=True)
-    return str(Templar(loader=loader, variables=variables | inputs).template(trust_as_template(template)))
+    return str(Templar(loader=loader, variables=variables | inputs).template(trust_as_template(text)))

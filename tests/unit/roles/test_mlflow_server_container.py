@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ansible.parsing.dataloader import DataLoader
-from mlflow_server_role import ROLE, text
+from mlflow_server_role import ROLE, filled
 
 GOOD = {
     "mlflow_server_public_name": "mlflow.example.com",
@@ -24,7 +24,7 @@ SIZING = (
 def said(template: str, **inputs: Any) -> Any:
     """Return what a template's text says as JSON, with the variables of the task file."""
     tasks = DataLoader().load_from_file(str(ROLE / "tasks/container.yml"), cache="none", trusted_as_template=True)
-    return json.loads(text(template, **(tasks[0]["vars"] | GOOD | inputs)))
+    return json.loads(filled(template, **(tasks[0]["vars"] | GOOD | inputs)))
 
 
 def sizing(cpu: int, memory: int, connections: int) -> tuple[int, int, int, int]:
@@ -47,7 +47,7 @@ def sizing(cpu: int, memory: int, connections: int) -> tuple[int, int, int, int]
         (2048, 4096, 60, 2),
         # Not more than the memory carries: 400 MB, and 350 for each.
         (4096, 1400, 200, 2),
-        # Nor more than the database does: 3 connections for each of two pools, one for /ready, and 2 that are left.
+        # Nor more than the database does: 3 connections for each of two pools, one for /ready, and 2 for mlflow-gc.
         (4096, 8192, 16, 2),
         (16384, 32768, 1000, 8),
         # The least that the plan of a stack may give to a task.

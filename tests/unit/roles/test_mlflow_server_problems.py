@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from mlflow_server_role import rendered, text
+from mlflow_server_role import filled, rendered
 
 HOST = {
     "distribution": "Debian",
@@ -224,7 +224,7 @@ BUDGET = (
 def test_a_budget_of_connections_is_kept(connections: int, inputs: dict[str, Any], expected: str) -> None:
     given = GOOD | inputs | {"mlflow_server_database_connections": connections}
     names = " ".join(f"{{{{ {name} | int }}}}" for name in BUDGET.split())
-    assert text(names, ansible_facts=HOST, **given) == expected
+    assert filled(names, ansible_facts=HOST, **given) == expected
     assert problems(mlflow_server_database_connections=connections, **inputs) == []
 
 

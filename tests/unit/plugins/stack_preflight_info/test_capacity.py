@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from ansible_collections.mlops.mlflow_aws.plugins.module_utils import _capacity as capacity
 
+SCALING = Path(__file__).resolve().parents[4] / "docs/scaling.md"
 GIB = 1024
 T4G = {"db.t4g.micro": 1, "db.t4g.small": 2, "db.t4g.medium": 4, "db.t4g.large": 8, "db.t4g.xlarge": 16}
 MEMORIES = {name: gib * GIB for name, gib in {**T4G, "db.t4g.2xlarge": 32}.items()}
@@ -80,3 +84,16 @@ def test_what_a_user_gives_counts_within_what_there_is() -> None:
     assert capacity.capacity("fleet", 5, GIB, 60).fits
     assert not capacity.capacity("fleet", 6, GIB, 60).fits
     assert not capacity.capacity("fleet", 5, GIB, 65).fits  # of 79, fifteen are not for servers
+
+
+def test_the_documented_table_is_the_arithmetic() -> None:
+    rows = re.findall(r"^\| (\d+) GiB[^|]*\| `db\S+ \|(.*)\|$", SCALING.read_text(), re.MULTILINE)
+    assert [int(memory) for memory, _ in rows] == [1, 2, 4, 8, 16, 32, 64]
+    for memory, cells in rows:
+        maximum, usable, share, *columns = [cell.strip() for cell in cells.split("|")]
+        mib = int(memory) * GIB
+        found = [capacity.capacity("fleet", size, mib) for size in (2, 4, 8, 16, 32, 64, 100)]
+        assert (int(maximum), int(usable), int(share)) == (found[0].maximum, found[0].usable, found[0].share)
+        assert columns[:-2] == [str(entry.per_server) if entry.fits else "no" for entry in found]
+        most = [capacity.largest_size(topology, found[0].share, 2) for topology in ("fleet", "fargate")]
+        assert [int(column) for column in columns[-2:]] == [min(size, 100) for size in most]
