@@ -56,7 +56,7 @@ SECRETS = {
     "server.secret_key": "k3y-0123456789abcdef-!$%",
 }
 BUCKET = "artifacts"
-PATIENCE = 90.0
+PATIENCE = 300.0
 CONFINED: dict[str, Any] = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
 
 Answer = tuple[int, dict[str, str], bytes]
