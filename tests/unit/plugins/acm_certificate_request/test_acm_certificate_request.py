@@ -117,7 +117,7 @@ def test_records_that_acm_has_not_named_yet_are_waited_for(run: Run, monkeypatch
     describe, asked = CertBundle.describe, []
 
     def describe_late(self: CertBundle) -> dict[str, Any]:
-        answer = describe(self)
+        answer: dict[str, Any] = describe(self)
         asked.append(1)
         if len(asked) < 4:
             for option in answer["Certificate"].get("DomainValidationOptions", []):
