@@ -122,6 +122,10 @@ class Balancers:
 
     # what the API asks for
 
+    def prepare(self) -> None:
+        """A load balancer is to be expected: have the image ready. Most accounts never need it."""
+        self._pool.submit(self._image)
+
     def create(self, balancer: FakeLoadBalancer, account: str, region: str, network: ContainerNetwork) -> None:
         """Start a new load balancer in the background; it is `provisioning` until HAProxy answers.
 
@@ -321,17 +325,17 @@ class Balancers:
         with self._lock:
             if node.balancer.arn not in self._nodes:
                 return
-            wanted = self._configuration(node)
-            if wanted == node.applied:
-                return
             try:
+                wanted = self._configuration(node)
+                if wanted == node.applied:
+                    return
+                node.applied = wanted  # also what HAProxy refuses: it would refuse it again
                 self._write(node, wanted)
                 self._reload(node)
             except (ProxyError, OSError) as error:
                 log.warning("load balancer %s: %s", node.balancer.name, error)
                 self.problems[node.balancer.name] = str(error)
                 return
-            node.applied = wanted
             self.problems.pop(node.balancer.name, None)
 
     def _reload(self, node: _Node) -> None:
@@ -396,6 +400,8 @@ class Balancers:
     @staticmethod
     def _certificate(node: _Node, arn: str) -> str:
         """The file with a certificate, its chain and its key; another certificate is another file."""
+        if ":acm:" not in arn:
+            raise ProxyError(f"{arn} is not a certificate of ACM: no other is presented here")
         bundle = acm_backends[node.account][node.region].get_certificate(arn)
         chain = b"" if bundle.chain.strip() == bundle.cert.strip() else bundle.chain
         content = b"\n".join((bundle.cert.strip(), chain.strip(), bundle.key.strip(), b""))
@@ -437,7 +443,7 @@ class Balancers:
         self.refresh()
 
     def _image(self) -> str:
-        """Built with the first load balancer: most accounts have none."""
+        """The image's tag; it is built when it is missing. Raises LocalAwsError."""
         bundle = Path(self._settings.ca_bundle) if self._settings.ca_bundle else None
         return images.ensure_derived(self._client, "balancer", self._settings.host_image, bundle, log.info)
 

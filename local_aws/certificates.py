@@ -45,7 +45,7 @@ def proved(account: str, domain: str) -> bool:
         if zone.private_zone or not name.endswith(f".{zone.name}"):
             continue
         for record in zone.rrsets:
-            if record.type_ == "CNAME" and record.name.rstrip(".").lower() == name.rstrip("."):
+            if record.type == "CNAME" and record.name.rstrip(".").lower() == name.rstrip("."):
                 return any(entry.rstrip(".").lower() == value.rstrip(".") for entry in record.records)
     return False
 

@@ -120,6 +120,10 @@ def render(
         # a worker that is being replaced closes a connection with its next response, not under a request on its way
         "    option idle-close-on-response",
         "    retries 0",
+        # a connection to a target is kept for the idle timeout, and used by whoever comes; a target that closes it
+        # under a request on its way is the 502 that AWS warns of
+        "    http-reuse always",
+        f"    default-server pool-purge-delay {idle}s",
         # the text stands under a 502 and a 504, too
         f"    http-error status 503 content-type text/html string {word(PAGE)}",
         f"    timeout connect {CONNECT_SECONDS}s",
@@ -275,15 +279,15 @@ def _redirect(config: Mapping[str, str], chosen: str, listener: Listener) -> lis
     }
 
     def filled(name: str) -> str:
-        text = literal(config.get(name) or f"#{{{name.lower()}}}")
+        text = literal(config.get(name, f"#{{{name.lower()}}}"))
         for variable, value in variables.items():
             text = text.replace(variable, value)
         return text
 
-    path = filled("Path") if config.get("Path") else "/" + variables["#{path}"]
+    path = filled("Path") if "Path" in config else "/" + variables["#{path}"]
     target = f"{filled('Protocol').lower()}://{filled('Host')}:{filled('Port')}{path}"
     code = config["StatusCode"].removeprefix("HTTP_")
-    query = filled("Query") if "Query" in config else variables["#{query}"]
+    query = filled("Query")
     lines = []
     if query:
         asked = " { query -m len gt 0 }" if query == variables["#{query}"] else ""

@@ -94,10 +94,14 @@ def _load_balancers(balancers: Balancers, networks: Networks, patch: Patcher) ->
 
 def _targets(balancers: Balancers, patch: Patcher) -> None:
     register, deregister = FakeTargetGroup.register, FakeTargetGroup.deregister
-    describe = ELBv2Backend.describe_target_health
+    create, describe = ELBv2Backend.create_target_group, ELBv2Backend.describe_target_health
 
     def really(group: FakeTargetGroup) -> bool:
         return group.protocol in ("HTTP", "HTTPS") and group.target_type in ("instance", "ip")
+
+    def create_target_group(self: Any, *args: Any, **kwargs: Any) -> FakeTargetGroup:
+        balancers.prepare()
+        return create(self, *args, **kwargs)
 
     def register_targets(self: FakeTargetGroup, targets: list[dict[str, Any]]) -> None:
         register(self, targets)
@@ -121,6 +125,7 @@ def _targets(balancers: Balancers, patch: Patcher) -> None:
             return list(describe(self, target_group_arn, targets))
         return balancers.health(group, targets or [])
 
+    patch.setattr(ELBv2Backend, "create_target_group", create_target_group)
     patch.setattr(FakeTargetGroup, "register", register_targets)
     patch.setattr(FakeTargetGroup, "deregister", deregister_targets)
     patch.setattr(FakeTargetGroup, "deregister_terminated_instances", deregister_terminated_instances)

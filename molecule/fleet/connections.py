@@ -20,7 +20,7 @@ import time
 import psycopg2
 
 SECONDS = 45
-CLIENTS = 12
+CLIENTS = 6
 COUNT = """
     SELECT host(client_addr), count(*) FROM pg_stat_activity WHERE usename = current_user AND client_addr IS NOT NULL
     GROUP BY client_addr

@@ -21,8 +21,8 @@ RESERVED = 15
 """For RDS itself, for superusers, and for a person who has to look; no server of a stack uses them."""
 
 NEEDED = {"host": 12, "fleet": 12, "fargate": 8}
-"""What one server with one worker needs: two pools of two, and four for what runs beside it; on a host as much again
-for the worker that stands by during a restart (roles/mlflow_server/vars/main.yml)."""
+"""What one server with one worker needs: two pools of two, a connection that answers the balancer, and two for what
+runs beside it; on a host as much again for the worker that stands by (roles/mlflow_server/vars/main.yml)."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ description:
   - The definition is what the API's own create call takes. Every value in it is compared with what AWS describes, so that
     a changed environment variable, processor or circuit breaker is seen, and a second run changes nothing. What the
     definition does not mention is left alone.
-  - The modules of P(community.aws#collection) that are there for this compare only some values (C(ecs_taskdefinition)
+  - The modules of C(community.aws) that are there for this compare only some values (C(ecs_taskdefinition)
     overlooks a changed variable and the size of a task, C(ecs_service) the network and the deployment), set back what
     autoscaling has decided, and neither tag clusters and repositories nor remove task definitions and scalable targets.
     C(application_autoscaling_policy) acts in check mode too.
@@ -44,6 +44,7 @@ options:
   definition:
     description:
       - What the create call of the API takes beside the name and the tags, in the API's own spelling.
+      - What it leaves out stays as it is; give an empty value for what has to go.
       - That of a repository may also have C(lifecyclePolicy), as a dictionary; that of a scalable target C(policies), a
         dictionary that says how each policy, by its name, tracks a target.
     type: dict

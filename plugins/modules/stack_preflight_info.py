@@ -47,7 +47,7 @@ options:
   fargate_max_tasks:
     description: How many tasks the topology V(fargate) has at the most, but for deployments.
     type: int
-    default: 4
+    default: 3
   database_identifier:
     description: Identifier of the stack's own DB instance, which may not exist yet.
     type: str
@@ -188,7 +188,13 @@ hosted_zone_id:
 
 from dataclasses import fields
 
+try:
+    from botocore.exceptions import BotoCoreError
+except ImportError:
+    pass  # AnsibleAWSModule says so
+
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.mlops.mlflow_aws.plugins.module_utils._connections import Connections
 from ansible_collections.mlops.mlflow_aws.plugins.module_utils._stack_preflight import Inputs, PreflightError, ask
 
 
@@ -200,7 +206,7 @@ def main() -> None:
             "instance_type": {"type": "str", "required": True},
             "fleet_size": {"type": "int", "default": 2},
             "fargate_min_tasks": {"type": "int", "default": 2},
-            "fargate_max_tasks": {"type": "int", "default": 4},
+            "fargate_max_tasks": {"type": "int", "default": 3},
             "database_identifier": {"type": "str", "required": True},
             "database_class": {"type": "str", "required": True},
             "database_engine_version": {"type": "str", "required": True},
@@ -213,12 +219,14 @@ def main() -> None:
     )
     try:
         answer = ask(
-            client=lambda service, region: module.client(service, region=region),
+            client=Connections(module),
             region=module.region or "",
             inputs=Inputs(**{field.name: module.params[field.name] for field in fields(Inputs)}),
         )
     except PreflightError as error:
         module.fail_json(msg=str(error))
+    except (BotoCoreError, ValueError) as error:  # a profile or a configuration that no client can be made of
+        module.fail_json_aws(error, msg="Failed to read the configuration of the AWS client. Nothing was changed")
     module.exit_json(changed=False, **answer)
 
 

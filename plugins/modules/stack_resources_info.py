@@ -270,14 +270,12 @@ region:
 from typing import Any
 
 try:
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 except ImportError:
     pass  # AnsibleAWSModule says so
 
-from ansible_collections.amazon.aws.plugins.module_utils.botocore import get_aws_connection_info
 from ansible_collections.amazon.aws.plugins.module_utils.modules import AnsibleAWSModule
+from ansible_collections.mlops.mlflow_aws.plugins.module_utils._connections import WORKERS, Connections
 from ansible_collections.mlops.mlflow_aws.plugins.module_utils._stack_resources import (
     KINDS,
     SERVICES,
@@ -287,32 +285,6 @@ from ansible_collections.mlops.mlflow_aws.plugins.module_utils._stack_resources 
     Sweep,
     sweep,
 )
-
-WORKERS = 16
-
-
-class Connections:
-    """Makes the clients of all services from one session, as the module's connection options say.
-
-    C(module.client()) makes a session each time: 1.3 s instead of 0.3 s for thirteen services.
-    """
-
-    def __init__(self, module: AnsibleAWSModule) -> None:
-        self.region, self._endpoint, arguments = get_aws_connection_info(module)
-        self._arguments: dict[str, Any] = dict(arguments)
-        # One connection for each thread, or urllib3 throws them away.
-        config = Config(max_pool_connections=WORKERS, user_agent_extra="ansible/mlops.mlflow_aws")
-        given = self._arguments.pop("aws_config", None)
-        if given:
-            config = config.merge(given if isinstance(given, Config) else Config(**given))
-        self._config = config
-        # Any: boto3's stubs know the clients of installed stubs only.
-        self._session: Any = boto3.session.Session(profile_name=self._arguments.pop("profile_name", None))
-
-    def __call__(self, service: str) -> Any:
-        return self._session.client(
-            service, region_name=self.region, endpoint_url=self._endpoint, config=self._config, **self._arguments
-        )
 
 
 def describe(candidate: Candidate, stack: str) -> dict[str, Any]:

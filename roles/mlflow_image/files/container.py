@@ -105,6 +105,8 @@ def serve() -> None:
         f"--workers={os.environ.get('MLFLOW_SERVICE_WORKERS', '1')}",
         f"--graceful-timeout={os.environ.get('MLFLOW_SERVICE_STOP_TIMEOUT', '30')}",
         f"--keep-alive={os.environ.get('MLFLOW_SERVICE_KEEPALIVE', '75')}",
+        # The edge reads what a balancer forwards, and not as uvicorn does, which would take the client's own word.
+        "--forwarded-allow-ips=127.0.0.1",
     ]
     os.execv(gunicorn[0], gunicorn)
 

@@ -56,7 +56,7 @@ SECRETS = {
     "server.secret_key": "k3y-0123456789abcdef-!$%",
 }
 BUCKET = "artifacts"
-PATIENCE = 90.0
+PATIENCE = 300.0
 CONFINED: dict[str, Any] = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -578,7 +578,7 @@ def test_setup_closes_the_databases_and_uses_no_weak_password(laboratory: Labora
     def ask(query: str) -> str:
         container = laboratory.engine.containers.get(laboratory.database)
         command = ["psql", "-U", "rdsadmin", "-d", "postgres", "-At", "-c", query]
-        return str(container.exec_run(command).output.decode().strip())
+        return cast(bytes, container.exec_run(command).output).decode().strip()
 
     assert ask("SELECT rolcanlogin, rolcreatedb, rolcreaterole, rolsuper FROM pg_roles WHERE rolname='mlflow'") == (
         "t|f|f|f"
@@ -663,7 +663,7 @@ def test_no_secret_is_where_others_can_read_it(server: Server) -> None:
     commands = server.container.exec_run(["sh", "-c", "cat /proc/[0-9]*/cmdline; cat /tmp/mlflow/basic_auth.ini"])
     logs = server.container.logs().decode()
     for secret in SECRETS.values():
-        assert secret not in commands.output.decode() and secret not in logs
+        assert secret not in cast(bytes, commands.output).decode() and secret not in logs
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready"])

@@ -112,9 +112,13 @@ class Account:
         elbv2 = self.client("elbv2")
         made = elbv2.create_load_balancer(Name=name, Subnets=self.subnets, Scheme=scheme)["LoadBalancers"][0]
         assert made["State"]["Code"] == "provisioning"
-        found = elbv2.describe_load_balancers(LoadBalancerArns=[made["LoadBalancerArn"]])["LoadBalancers"][0]
-        assert found["State"]["Code"] == "active", self.status()["problems"]
-        return dict(found)
+
+        def active() -> bool:
+            found = elbv2.describe_load_balancers(LoadBalancerArns=[made["LoadBalancerArn"]])["LoadBalancers"][0]
+            return bool(found == {**made, "State": {"Code": "active"}})
+
+        assert eventually(active, 60), self.status()["problems"]  # the first one builds the image
+        return dict(made)
 
     def make_group(self, name: str, **settings: Any) -> str:
         given = {

@@ -18,7 +18,6 @@ import pytest
 from local_aws.networks import overlap, used_ranges
 
 ROOT = Path(__file__).parents[3]
-PLAYBOOK = Path(__file__).with_name("modules.yml")
 
 
 def free_cidr() -> str:
@@ -40,11 +39,11 @@ def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
         subprocess.run([*command, "stop"], cwd=ROOT, check=True, timeout=120)
 
 
-def run(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+def run(playbook: str, environment: dict[str, str], *arguments: str) -> dict[str, Any]:
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     inventory = ["-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}"]
     done = subprocess.run(
-        [program, str(PLAYBOOK), *inventory, *arguments],
+        [program, str(Path(__file__).with_name(playbook)), *inventory, *arguments],
         cwd=ROOT,
         env=environment,
         capture_output=True,
@@ -64,9 +63,12 @@ def changed(result: dict[str, Any]) -> list[str]:
     return [task["task"]["name"] for task in tasks if any(host.get("changed") for host in task["hosts"].values())]
 
 
-def test_the_second_run_changes_nothing(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("playbook", "changes"), [("modules.yml", 20), ("balancers.yml", 12)])
+def test_the_second_run_changes_nothing(
+    playbook: str, changes: int, environment: dict[str, str], tmp_path: Path
+) -> None:
     key = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
     arguments = ("-e", f"modules_cidr={free_cidr()}", "-e", f"modules_key={key}.pub")
-    assert len(changed(run(environment, *arguments))) > 20
-    assert changed(run(environment, *arguments)) == []
+    assert len(changed(run(playbook, environment, *arguments))) > changes
+    assert changed(run(playbook, environment, *arguments)) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,8 +17,19 @@ from moto import mock_aws
 from moto.iam.access_control import IAMPolicy, PermissionResult
 
 from local_aws import corrections
-from local_aws.corrections import elastic_ip_tags, iam_statements, rds_offers, rds_parameter_groups, rds_storage
+from local_aws.corrections import (
+    acm_imports,
+    elastic_ip_tags,
+    elbv2_attributes,
+    elbv2_dependencies,
+    elbv2_target_groups,
+    iam_statements,
+    rds_offers,
+    rds_parameter_groups,
+    rds_storage,
+)
 from local_aws.server import secure_transport
+from local_aws.tls import Authority, Pem
 
 REGION = "eu-central-1"
 BUCKET = "bucket"
@@ -229,3 +241,136 @@ def test_a_listing_carries_its_prefix_into_the_conditions() -> None:
     with app.test_request_context("/bucket?list-type=2"):
         keys = iam_statements.s3_list_keys("s3:ListBucket")
         assert not iam_statements.fulfilled({"StringLike": {"s3:prefix": ["artifacts/*"]}}, keys)
+
+
+def create_balancer(**arguments: Any) -> dict[str, Any]:
+    ec2 = boto3.client("ec2")
+    subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:2]]
+    made = boto3.client("elbv2").create_load_balancer(Name="lb", Subnets=subnets, **arguments)
+    return dict(made["LoadBalancers"][0])
+
+
+def create_target_group(balancer: dict[str, Any]) -> str:
+    made = boto3.client("elbv2").create_target_group(
+        Name="group", Protocol="HTTP", Port=80, VpcId=balancer["VpcId"], TargetType="ip"
+    )
+    return str(made["TargetGroups"][0]["TargetGroupArn"])
+
+
+def test_a_load_balancer_has_all_its_attributes(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(elbv2_attributes, corrected, monkeypatch)
+    balancer = create_balancer()
+    found = boto3.client("elbv2").describe_load_balancer_attributes(LoadBalancerArn=balancer["LoadBalancerArn"])
+    attributes = {attribute["Key"]: attribute["Value"] for attribute in found["Attributes"]}
+    assert (attributes.get("idle_timeout.timeout_seconds") == "60") is corrected
+    assert (attributes.get("routing.http.drop_invalid_header_fields.enabled") == "false") is corrected
+    assert (balancer.get("Scheme") == "internet-facing") is corrected
+
+
+def test_deletion_protection_protects(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(elbv2_attributes, corrected, monkeypatch)
+    elbv2, arn = boto3.client("elbv2"), create_balancer()["LoadBalancerArn"]
+    protection = {"Key": "deletion_protection.enabled", "Value": "true"}
+    elbv2.modify_load_balancer_attributes(LoadBalancerArn=arn, Attributes=[protection])
+    assert error_of(elbv2.delete_load_balancer, LoadBalancerArn=arn) == ("OperationNotPermitted" if corrected else None)
+    assert len(elbv2.describe_load_balancers()["LoadBalancers"]) == (1 if corrected else 0)
+
+
+def test_a_load_balancer_keeps_its_subnets_and_security_groups(
+    corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(elbv2_dependencies, corrected, monkeypatch)
+    ec2 = boto3.client("ec2")
+    group = ec2.create_security_group(
+        GroupName="lb", Description="lb", VpcId=ec2.describe_subnets()["Subnets"][0]["VpcId"]
+    )["GroupId"]
+    balancer = create_balancer(SecurityGroups=[group])
+    subnet = balancer["AvailabilityZones"][0]["SubnetId"]
+    refused = "DependencyViolation" if corrected else None
+    assert error_of(ec2.delete_subnet, SubnetId=subnet) == refused
+    assert error_of(ec2.delete_security_group, GroupId=group) == refused
+    boto3.client("elbv2").delete_load_balancer(LoadBalancerArn=balancer["LoadBalancerArn"])
+    if corrected:
+        ec2.delete_subnet(SubnetId=subnet)
+        ec2.delete_security_group(GroupId=group)
+
+
+def test_a_target_group_forgets_the_load_balancer_that_no_longer_routes_to_it(
+    corrected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(elbv2_target_groups, corrected, monkeypatch)
+    elbv2, balancer = boto3.client("elbv2"), create_balancer()
+    group = create_target_group(balancer)
+
+    def arns() -> list[str]:
+        return list(elbv2.describe_target_groups(TargetGroupArns=[group])["TargetGroups"][0]["LoadBalancerArns"])
+
+    listener = elbv2.create_listener(
+        LoadBalancerArn=balancer["LoadBalancerArn"],
+        Protocol="HTTP",
+        Port=80,
+        DefaultActions=[{"Type": "forward", "TargetGroupArn": group}],
+    )["Listeners"][0]["ListenerArn"]
+    assert arns() == [balancer["LoadBalancerArn"]]
+    elbv2.delete_listener(ListenerArn=listener)
+    assert arns() == ([] if corrected else [balancer["LoadBalancerArn"]])
+
+
+def test_a_target_that_is_not_registered_can_be_deregistered(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(elbv2_target_groups, corrected, monkeypatch)
+    elbv2, group = boto3.client("elbv2"), create_target_group(create_balancer())
+    code = error_of(elbv2.deregister_targets, TargetGroupArn=group, Targets=[{"Id": "172.31.0.9"}])
+    assert code == (None if corrected else "InvalidTarget")
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path / "ca.pem", tmp_path / "ca.key")
+
+
+def import_certificate(pem: Pem, **arguments: Any) -> str:
+    made = boto3.client("acm").import_certificate(Certificate=pem.certificate, PrivateKey=pem.key, **arguments)
+    return str(made["CertificateArn"])
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_an_imported_chain_comes_back_as_it_went(
+    chained: bool, corrected: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(acm_imports, corrected, monkeypatch)
+    pem = authority.issue(["a.example"])
+    arn = import_certificate(pem, **({"CertificateChain": authority.pem} if chained else {}))
+    chain = boto3.client("acm").get_certificate(CertificateArn=arn)["CertificateChain"]
+    assert (chain == (authority.pem if chained else pem.certificate).decode()) is corrected
+
+
+def test_an_imported_certificate_keeps_its_tags(
+    corrected: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(acm_imports, corrected, monkeypatch)
+    acm, tags = boto3.client("acm"), [{"Key": "a", "Value": "b"}]
+    arn = import_certificate(authority.issue(["a.example"]), Tags=tags)
+    assert import_certificate(authority.issue(["a.example"]), CertificateArn=arn) == arn
+    assert acm.list_tags_for_certificate(CertificateArn=arn)["Tags"] == (tags if corrected else [])
+
+
+def test_a_certificate_that_is_presented_is_in_use(
+    corrected: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(acm_imports, corrected, monkeypatch)
+    acm, elbv2, balancer = boto3.client("acm"), boto3.client("elbv2"), create_balancer()
+    arn, group = import_certificate(authority.issue(["a.example"])), create_target_group(balancer)
+    listener = elbv2.create_listener(
+        LoadBalancerArn=balancer["LoadBalancerArn"],
+        Protocol="HTTPS",
+        Port=443,
+        Certificates=[{"CertificateArn": arn}],
+        DefaultActions=[{"Type": "forward", "TargetGroupArn": group}],
+    )["Listeners"][0]["ListenerArn"]
+    used_by = acm.describe_certificate(CertificateArn=arn)["Certificate"]["InUseBy"]
+    assert used_by == [balancer["LoadBalancerArn"] if corrected else listener]
+    assert error_of(acm.delete_certificate, CertificateArn=arn) == ("ResourceInUseException" if corrected else None)
+    elbv2.delete_listener(ListenerArn=listener)
+    if corrected:
+        assert acm.describe_certificate(CertificateArn=arn)["Certificate"]["InUseBy"] == []
+        acm.delete_certificate(CertificateArn=arn)

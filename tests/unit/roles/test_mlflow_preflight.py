@@ -67,8 +67,10 @@ def variables(given: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 def by_form(**given: Any) -> Wrong:
-    """Without what the tasks read in files; tests/e2e/test_refusals.py has that."""
-    templar = Templar(loader=DataLoader(), variables=variables(given))
+    """Files are what the tasks read in good ones; tests/e2e/test_refusals.py has bad ones."""
+    certificate = {"public_key": "K", "not_after": "99991231235959Z", "subject_alt_name": ["DNS:*.Example.com"]}
+    read = {"__mlflow_preflight_certificate": certificate, "__mlflow_preflight_private_key": {"public_key": "K"}}
+    templar = Templar(loader=DataLoader(), variables=variables(given, **read))
     entries = templar.template(load("vars/main.yml")["__mlflow_preflight_inputs"])
     return {entry["variable"]: entry["allowed"] for entry in entries if entry["valid"] is not True}
 
@@ -80,7 +82,8 @@ def by_aws(aws: dict[str, Any], **given: Any) -> Wrong:
         loader=DataLoader(), variables=variables(given, __mlflow_preflight_aws={**AWS, **aws}, **task["vars"])
     )
     entries = templar.template(task["vars"]["__mlflow_preflight_wrong"])
-    return {entry["variable"]: " ".join(entry["allowed"].split()) for entry in entries}
+    assert not any("\n" in entry["allowed"] for entry in entries)
+    return {entry["variable"]: entry["allowed"] for entry in entries}
 
 
 def outputs(aws: dict[str, Any], **given: Any) -> dict[str, Any]:
@@ -103,7 +106,7 @@ def test_the_defaults_are_good_for_every_topology(topology: str) -> None:
         ("mlflow_fleet_size", "100"),
         ("mlflow_fargate_min_tasks", "1"),
         ("mlflow_fargate_max_tasks", 2),
-        ("mlflow_fargate_desired_tasks", "4"),
+        ("mlflow_fargate_desired_tasks", "3"),
         ("mlflow_fargate_memory", "3072"),
         ("mlflow_fargate_spot", "true"),
         ("mlflow_access_logs", "no"),
@@ -146,8 +149,8 @@ def test_what_can_work_passes(variable: str, good: Any) -> None:
         ("mlflow_fargate_min_tasks", 0, "from 1 to 100"),
         ("mlflow_fargate_max_tasks", 1, "from mlflow_fargate_min_tasks, 2, to 100"),
         ("mlflow_fargate_max_tasks", 101, "to 100"),
-        ("mlflow_fargate_desired_tasks", 1, "from mlflow_fargate_min_tasks, 2, to mlflow_fargate_max_tasks, 4"),
-        ("mlflow_fargate_desired_tasks", 5, "to mlflow_fargate_max_tasks, 4"),
+        ("mlflow_fargate_desired_tasks", 1, "from mlflow_fargate_min_tasks, 2, to mlflow_fargate_max_tasks, 3"),
+        ("mlflow_fargate_desired_tasks", 5, "to mlflow_fargate_max_tasks, 3"),
         ("mlflow_fargate_spot", "perhaps", "true or false"),
         ("mlflow_fargate_target_cpu", 0, "from 1 to 100"),
         ("mlflow_fargate_target_requests", 0, "a number of requests"),

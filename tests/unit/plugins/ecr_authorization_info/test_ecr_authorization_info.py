@@ -26,9 +26,9 @@ def run(capsys: pytest.CaptureFixture[str], **arguments: str) -> dict[str, Any]:
     return said
 
 
-@mock_aws
 def test_the_login_is_taken_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    said = run(capsys)
+    with mock_aws():
+        said = run(capsys)
     assert said["changed"] is False
     assert said["registry"] == "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
     assert (said["username"], said["password"]) == ("AWS", "123456789012-auth-token")

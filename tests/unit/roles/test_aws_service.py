@@ -1,0 +1,212 @@
+"""What roles/aws_service asks of ECS: as the API takes it, and with the secrets in the right hands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import botocore.validate
+import pytest
+import yaml
+from ansible.parsing.dataloader import DataLoader
+from ansible.template import Templar, trust_as_template
+
+ROLE = Path(__file__).resolve().parents[3] / "roles/aws_service"
+ARN = "arn:aws:secretsmanager:eu-central-1:123456789012:secret:mlflow-demo"
+BALANCER = "arn:aws:elasticloadbalancing:eu-central-1:123456789012"
+INPUTS: dict[str, Any] = {
+    "aws_service_stack": "demo",
+    "aws_service_region": "eu-central-1",
+    "aws_service_image": "registry/mlflow-demo:1",
+    "aws_service_container": {
+        "environment": {"MODE": "a b"},
+        "secrets": {
+            "KEY": "server.secret_key",
+            "PASSWORD": "mlflow-demo/server.database_password",
+            "MASTER": "database.master_password",
+        },
+        "port": 8443,
+    },
+    "aws_service_subnet_ids": ["subnet-1", "subnet-2"],
+    "aws_service_security_group_ids": ["sg-1"],
+    "aws_service_target_group_arn": f"{BALANCER}:targetgroup/mlflow-demo-ecs/2",
+    "aws_service_balancer_arn": f"{BALANCER}:loadbalancer/app/mlflow-demo/1",
+    "aws_service_task_role_arn": "arn:aws:iam::123456789012:role/task",
+    "aws_service_execution_role_arn": "arn:aws:iam::123456789012:role/execution",
+    "aws_service_setup_role_arn": "arn:aws:iam::123456789012:role/setup",
+    "__aws_service_secret_arns": {
+        "mlflow-demo/server": f"{ARN}/server-AbCdEf",
+        "mlflow-demo/database": f"{ARN}/database-GhIjKl",
+    },
+    "__aws_service_defined": {
+        "resource": {"taskDefinitionArn": "arn:aws:ecs:eu-central-1:123456789012:task-definition/a:1"}
+    },
+}
+API = botocore.session.get_session()
+
+
+def _tasks(file: str) -> list[dict[str, Any]]:
+    tasks: list[dict[str, Any]] = yaml.safe_load((ROLE / "tasks" / file).read_text(encoding="utf-8"))
+    return tasks
+
+
+def _trusted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _trusted(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_trusted(item) for item in value]
+    return trust_as_template(value) if isinstance(value, str) else value
+
+
+def asked(file: str, kind: str, **inputs: Any) -> dict[str, Any]:
+    """The arguments that ecs_resource gets for this kind, with the role's own defaults and variables."""
+    loader = DataLoader()
+    variables: dict[str, Any] = {}
+    for path in ("defaults/main.yml", "vars/main.yml"):
+        variables |= loader.load_from_file(str(ROLE / path), cache="none", trusted_as_template=True)
+    (task,) = (task for task in _tasks(file) if task.get("mlops.mlflow_aws.ecs_resource", {}).get("kind") == kind)
+    variables |= INPUTS | inputs | _trusted(task.get("vars", {}))
+    templated = Templar(loader=loader, variables=variables).template(_trusted(task["mlops.mlflow_aws.ecs_resource"]))
+    arguments: dict[str, Any] = templated
+    return arguments
+
+
+def shape(service: str, operation: str) -> Any:
+    return API.get_service_model(service).operation_model(operation).input_shape
+
+
+def complaints(service: str, operation: str, arguments: dict[str, Any]) -> str:
+    """What botocore finds wrong with a request."""
+    validator: Any = botocore.validate.ParamValidator()
+    return str(validator.validate(arguments, shape(service, operation)).generate_report())
+
+
+def container(file: str, **inputs: Any) -> dict[str, Any]:
+    (found,) = asked(file, "task_definition", **inputs)["definition"]["containerDefinitions"]
+    definition: dict[str, Any] = found
+    return definition
+
+
+@pytest.mark.parametrize("strings", [False, True], ids=["numbers", "texts"])
+@pytest.mark.parametrize("file", ["present.yml", "setup.yml"])
+def test_the_definitions_are_what_ecs_takes(file: str, strings: bool) -> None:
+    sizes = {"cpu": 512, "memory": 1024, "stop_timeout": 60}
+    inputs = {f"aws_service_{name}": str(value) if strings else value for name, value in sizes.items()}
+    asked_for = asked(file, "task_definition", **inputs)
+    assert complaints("ecs", "RegisterTaskDefinition", {"family": asked_for["name"], **asked_for["definition"]}) == ""
+    assert asked_for["definition"]["requiresCompatibilities"] == ["FARGATE"]
+    assert asked_for["tags"] == {"mlflow:stack": "demo"}
+
+
+def test_the_service_is_what_ecs_takes() -> None:
+    asked_for = asked("present.yml", "service", aws_service_desired_tasks="3", aws_service_health_grace="60")
+    request = {"serviceName": asked_for["name"], **asked_for["definition"], **asked_for["initial"]}
+    assert complaints("ecs", "CreateService", request) == ""
+    assert asked_for["initial"] == {"desiredCount": 3}
+    assert "desiredCount" not in asked_for["definition"]
+    assert asked_for["definition"]["deploymentConfiguration"] == {
+        "minimumHealthyPercent": 100,
+        "maximumPercent": 150,
+        "deploymentCircuitBreaker": {"enable": True, "rollback": True},
+    }
+    # What ECS cannot change would end every later run.
+    assert set(asked_for["definition"]) <= set(shape("ecs", "UpdateService").members)
+
+
+def test_autoscaling_is_what_its_api_takes() -> None:
+    definition = asked("present.yml", "scalable_target", aws_service_target_cpu="50")["definition"]
+    policies = definition.pop("policies")
+    where = {"ServiceNamespace": "ecs", "ResourceId": "a", "ScalableDimension": "ecs:service:DesiredCount"}
+    assert complaints("application-autoscaling", "RegisterScalableTarget", {**where, **definition}) == ""
+    for name, tracking in policies.items():
+        request = {**where, "PolicyName": name, "TargetTrackingScalingPolicyConfiguration": tracking}
+        assert complaints("application-autoscaling", "PutScalingPolicy", request) == ""
+    assert policies["cpu"]["TargetValue"] == 50.0
+    metric = policies["requests"]["PredefinedMetricSpecification"]
+    assert metric["ResourceLabel"] == "app/mlflow-demo/1/targetgroup/mlflow-demo-ecs/2"
+
+
+@pytest.mark.parametrize(
+    ("key", "wanted"), [("", {"encryptionType": "AES256"}), ("arn", {"encryptionType": "KMS", "kmsKey": "arn"})]
+)
+def test_the_repository_is_what_ecr_takes(key: str, wanted: dict[str, str]) -> None:
+    asked_for = asked("registry.yml", "repository", aws_service_kms_key_arn=key)
+    request = {"repositoryName": asked_for["name"], **asked_for["definition"]}
+    assert complaints("ecr", "CreateRepository", request) == ""
+    assert (request["imageTagMutability"], request["encryptionConfiguration"]) == ("IMMUTABLE", wanted)
+
+
+def test_what_runs_is_kept_before_anything_is_removed() -> None:
+    definition = asked("retention.yml", "repository", aws_service_image="registry:5000/mlflow-demo:3.4.0-ab")[
+        "definition"
+    ]
+    first, second = sorted(definition["lifecyclePolicy"]["rules"], key=lambda rule: int(rule["rulePriority"]))
+    assert first["selection"]["tagPatternList"] == ["3.4.0-ab"]
+    assert (second["selection"]["tagStatus"], second["selection"]["countNumber"]) == ("any", 10)
+
+
+def secrets(file: str) -> dict[str, str]:
+    return {secret["name"]: secret["valueFrom"] for secret in container(file)["secrets"]}
+
+
+def test_secrets_are_named_by_arn_and_field() -> None:
+    own = {"KEY": f"{ARN}/server-AbCdEf:secret_key::", "PASSWORD": f"{ARN}/server-AbCdEf:database_password::"}
+    assert secrets("present.yml") == own
+    assert secrets("setup.yml") == {**own, "MASTER": f"{ARN}/database-GhIjKl:master_password::"}
+
+
+@pytest.mark.parametrize("file", ["present.yml", "setup.yml"])
+def test_a_container_may_little(file: str) -> None:
+    definition = container(file)
+    assert (definition["user"], definition["readonlyRootFilesystem"]) == ("10001:10001", True)
+    assert definition["linuxParameters"] == {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}}
+    assert [mount["containerPath"] for mount in definition["mountPoints"]] == ["/tmp"]
+    assert definition["environment"] == [{"name": "MODE", "value": "a b"}]
+
+
+def test_the_program_and_the_setup_have_roles_of_their_own() -> None:
+    serving = asked("present.yml", "task_definition")["definition"]
+    preparing = asked("setup.yml", "task_definition")["definition"]
+    assert (serving["taskRoleArn"][-4:], serving["executionRoleArn"][-9:]) == ("task", "execution")
+    assert "taskRoleArn" not in preparing
+    assert preparing["executionRoleArn"].endswith("setup")
+
+
+@pytest.mark.parametrize(
+    ("spot", "strategy"),
+    [(False, {"FARGATE": (0, 1)}), ("true", {"FARGATE": (1, 0), "FARGATE_SPOT": (0, 1)})],
+)
+def test_on_spot_one_task_stays_on_demand(spot: Any, strategy: dict[str, tuple[int, int]]) -> None:
+    asked_for = asked("present.yml", "service", aws_service_spot=spot)["definition"]["capacityProviderStrategy"]
+    assert {item["capacityProvider"]: (item["base"], item["weight"]) for item in asked_for} == strategy
+
+
+@pytest.mark.parametrize(("fewest", "percent"), [(1, 200), ("1", 200), (2, 150), (5, 150)])
+def test_a_deployment_has_room_for_one_more_task(fewest: Any, percent: int) -> None:
+    asked_for = asked("present.yml", "service", aws_service_min_tasks=fewest)["definition"]
+    assert asked_for["deploymentConfiguration"]["maximumPercent"] == percent
+
+
+@pytest.mark.parametrize(("architecture", "name"), [("x86_64", "X86_64"), ("arm64", "ARM64")])
+def test_the_architecture_is_that_of_the_image(architecture: str, name: str) -> None:
+    asked_for = asked("present.yml", "task_definition", aws_service_architecture=architecture)["definition"]
+    assert asked_for["runtimePlatform"]["cpuArchitecture"] == name
+
+
+def test_every_action_that_the_readme_asks_for_exists() -> None:
+    text = (ROLE / "README.md").read_text(encoding="utf-8")
+    section = text.split("## IAM permissions")[1].split("## ")[0]
+    known = {
+        f"{prefix}:{operation}"
+        for prefix, service in {
+            "ecs": "ecs",
+            "ecr": "ecr",
+            "application-autoscaling": "application-autoscaling",
+        }.items()
+        for operation in API.get_service_model(service).operation_names
+    }
+    actions = set(re.findall(r"\b(?:ecs|ecr|application-autoscaling):[A-Za-z]+", section))
+    assert len(actions) > 30
+    assert actions <= known
