@@ -1,7 +1,8 @@
 """Target tracking of ECS services: the desired count follows a metric of CloudWatch.
 
 Nothing measures the tasks: the metric is what PutMetricData brings. The newest value of the last minutes decides, where
-AWS waits for several of them; cooldowns pass SPEED times as fast as they say. Sources:
+AWS waits for several of them; one from before the last scaling says nothing of the tasks there are now. Cooldowns pass
+SPEED times as fast as they say. Sources:
 https://docs.aws.amazon.com/autoscaling/application/userguide/target-tracking-scaling-policy-overview.html
 https://docs.aws.amazon.com/autoscaling/application/APIReference/API_PredefinedMetricSpecification.html
 """
@@ -14,7 +15,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from moto.applicationautoscaling.models import applicationautoscaling_backends
@@ -34,6 +35,7 @@ SCALE_IN_FROM = 0.9  # of the target; between that and the target nothing happen
 SPEED_VARIABLE = "LOCAL_AWS_SCALING_SPEED"  # of `start`'s environment; 1 is AWS's own
 DEFAULT_SPEED = 60.0
 DIMENSION = "ecs:service:DesiredCount"
+NEVER = utcnow() - timedelta(days=3650)
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Scaling:
     def __init__(self, services: Services, settings: Settings) -> None:
         self._services, self._settings = services, settings
         self._speed = float(os.environ.get(SPEED_VARIABLE) or DEFAULT_SPEED)
-        self._last: dict[str, tuple[float, bool]] = {}  # when a resource was scaled, and whether out
+        self._last: dict[str, tuple[datetime, bool]] = {}  # when a resource was scaled, and whether out
         threading.Thread(target=self._work, name="scaling", daemon=True).start()
 
     def forget_all(self) -> None:
@@ -121,22 +123,22 @@ class Scaling:
             return
         log.info("%s: from %d to %d tasks", target.resource_id, current, count)
         self._services.scale(service, count)
-        self._last[target.resource_id] = (time.monotonic(), out)
+        self._last[target.resource_id] = (utcnow(), out)
 
     def _opinion(self, resource_id: str, policy: dict[str, Any], current: int) -> int | None:
         metric = metric_of(resource_id, policy.get("PredefinedMetricSpecification") or {})
-        value = self._newest(metric) if metric else None
+        scaled, _out = self._last.get(resource_id, (NEVER, False))
+        value = self._newest(metric, max(scaled, utcnow() - FRESH)) if metric else None
         return None if value is None else wanted_count(current, value, float(policy["TargetValue"]))
 
-    def _newest(self, metric: Metric) -> float | None:
-        since = utcnow() - FRESH
+    def _newest(self, metric: Metric, since: datetime) -> float | None:
         found = [
             datum
             for datum in list(cloudwatch_backends[ACCOUNT_ID][self._settings.region].metric_data)
             if datum.namespace == metric.namespace
             and datum.name == metric.name
             and metric.dimensions.items() <= {d.name: d.value for d in datum.dimensions}.items()
-            and datum.timestamp.replace(tzinfo=None) >= since.replace(tzinfo=None)
+            and datum.timestamp.replace(tzinfo=None) > since.replace(tzinfo=None)
         ]
         return float(max(found, key=lambda datum: datum.timestamp).value) if found else None
 
@@ -146,9 +148,9 @@ class Scaling:
         Source: https://docs.aws.amazon.com/autoscaling/application/userguide/target-tracking-scaling-policy-overview.html
         (cooldown periods): a scale-out may interrupt the cooldown of a scale-in, never the other way round.
         """
-        moment, was_out = self._last.get(resource_id, (-math.inf, out))
+        moment, was_out = self._last.get(resource_id, (NEVER, out))
         if out and not was_out:
             return False
         given = policy.get("ScaleOutCooldown" if out else "ScaleInCooldown")
         cooldown = DEFAULT_COOLDOWN if given is None else float(given)
-        return time.monotonic() - moment < cooldown / self._speed
+        return bool(utcnow() - moment < timedelta(seconds=cooldown / self._speed))
