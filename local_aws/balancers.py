@@ -392,7 +392,9 @@ class Balancers:
         return Pool(pool_name(group.arn), group.protocol == "HTTPS", least, ordered), healthy or set(servers)
 
     def _tls(self, node: _Node, listener: Any) -> Tls:
-        policy = SSL_POLICIES[listener.ssl_policy]
+        policy = SSL_POLICIES.get(listener.ssl_policy)
+        if policy is None:
+            raise ProxyError(f"the security policy {listener.ssl_policy} is not known here")
         files = tuple(self._certificate(node, arn) for arn in listener.certificates)
         protocols = tuple({"TLSv1": "TLSv1.0"}.get(name, name) for name in policy["ssl_protocols"])
         return Tls(files, protocols, tuple(policy["ciphers"]))
