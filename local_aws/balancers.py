@@ -117,6 +117,8 @@ class Balancers:
         self._changed = threading.Condition()
         self._stale = False
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="balancer")
+        self._directory = state.path / "balancers"
+        shutil.rmtree(self._directory, ignore_errors=True)  # of a daemon that has ended
         self.problems: dict[str, str] = {}
         threading.Thread(target=self._follow, name="balancers", daemon=True).start()
 
@@ -134,7 +136,7 @@ class Balancers:
         subnet = balancer.subnets[0]
         public = self._networks.addresses.allocate() if balancer.scheme == "internet-facing" else None
         address = subnet.get_available_subnet_ip(balancer)
-        directory = self._state.path / "balancers" / balancer.arn.rsplit("/", 1)[-1]
+        directory = self._directory / balancer.arn.rsplit("/", 1)[-1]
         node = _Node(balancer, account, region, network, subnet, address, public, directory)
         # no resolver knows another name, and one under amazonaws.com would lead out of this machine
         balancer.dns_name = public or address
@@ -205,10 +207,8 @@ class Balancers:
         for arn in list(self._nodes):
             self.delete(arn)
         with self._lock:
-            for group in self._groups.values():
-                for watch in group.watches.values():
-                    watch.end()
-            self._groups.clear()
+            for arn in list(self._groups):
+                self._forget(arn)
             self.problems.clear()
 
     def summary(self) -> list[dict[str, str]]:
@@ -313,13 +313,24 @@ class Balancers:
     def _look(self) -> None:
         with self._lock:
             nodes = list(self._nodes.values())
-            for account, region in {(node.account, node.region) for node in nodes}:
+            # also where the last load balancer has just gone: its targets are not checked any more
+            places = {(node.account, node.region) for node in nodes}
+            places |= {(arn.split(":")[4], arn.split(":")[3]) for arn in self._groups}
+            gone = set(self._groups)
+            for account, region in places:
                 for group in list(elbv2_backends[account][region].target_groups.values()):
+                    gone.discard(group.arn)
                     if group.protocol in ("HTTP", "HTTPS"):
                         self._look_at(group)
+            for arn in gone:
+                self._forget(arn)
         for node in nodes:
             if node.balancer.state == ACTIVE:
                 self._apply(node)
+
+    def _forget(self, group_arn: str) -> None:
+        for watch in self._groups.pop(group_arn).watches.values():
+            watch.end()
 
     def _apply(self, node: _Node) -> None:
         with self._lock:
