@@ -113,7 +113,7 @@ class Balancers:
         self._client, self._state, self._settings, self._networks = client, state, settings, networks
         self._nodes: dict[str, _Node] = {}
         self._groups: dict[str, _Group] = {}
-        self._lock = threading.RLock()  # of nodes and groups
+        self.lock = threading.RLock()  # held while targets are looked at, so that moto's and ours change as one
         self._changed = threading.Condition()
         self._stale = False
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="balancer")
@@ -141,13 +141,13 @@ class Balancers:
         # no resolver knows another name, and one under amazonaws.com would lead out of this machine
         balancer.dns_name = public or address
         balancer.state = PROVISIONING
-        with self._lock:
+        with self.lock:
             self._nodes[balancer.arn] = node
         self._pool.submit(self._start, node)
 
     def delete(self, arn: str) -> None:
         """Remove a load balancer's container; returns when it is gone. One that is not known is fine."""
-        with self._lock:
+        with self.lock:
             node = self._nodes.pop(arn, None)
             if node is None:
                 return
@@ -169,7 +169,7 @@ class Balancers:
     def deregister(self, group: FakeTargetGroup, targets: Iterable[dict[str, Any]]) -> None:
         """Targets that moto has just taken out of a group: no new requests; those in flight have the group's delay."""
         delay = float(group.attributes["deregistration_delay.timeout_seconds"])
-        with self._lock:
+        with self.lock:
             known = self._group(group)
             for target in targets:
                 watch = known.watches.pop(target["Id"], None)
@@ -182,14 +182,14 @@ class Balancers:
 
     def registered(self, group: FakeTargetGroup, targets: Iterable[dict[str, Any]]) -> None:
         """Targets that moto has just put into a group; one that was draining is not any more."""
-        with self._lock:
+        with self.lock:
             for target in targets:
                 self._group(group).draining.pop(target["Id"], None)
         self.refresh()
 
     def health(self, group: FakeTargetGroup, asked: Sequence[dict[str, Any]]) -> list[FakeHealthStatus]:
         """DescribeTargetHealth: of the targets that are asked for, or of all, with those that are draining."""
-        with self._lock:
+        with self.lock:
             known = self._group(group)
             targets = list(asked) or [*group.targets.values(), *(d.target for d in known.draining.values())]
             return [self._health_of(group, known, target) for target in targets]
@@ -206,7 +206,7 @@ class Balancers:
     def forget_all(self) -> None:
         for arn in list(self._nodes):
             self.delete(arn)
-        with self._lock:
+        with self.lock:
             for arn in list(self._groups):
                 self._forget(arn)
             self.problems.clear()
@@ -311,7 +311,7 @@ class Balancers:
                 log.exception("looking at the load balancers failed")
 
     def _look(self) -> None:
-        with self._lock:
+        with self.lock:
             nodes = list(self._nodes.values())
             # also where the last load balancer has just gone: its targets are not checked any more
             places = {(node.account, node.region) for node in nodes}
@@ -333,7 +333,7 @@ class Balancers:
             watch.end()
 
     def _apply(self, node: _Node) -> None:
-        with self._lock:
+        with self.lock:
             if node.balancer.arn not in self._nodes:
                 return
             try:
@@ -439,7 +439,7 @@ class Balancers:
     def _start(self, node: _Node) -> None:
         try:
             image = self._image()
-            with self._lock:
+            with self.lock:
                 if node.balancer.arn not in self._nodes:
                     return
                 node.directory.mkdir(parents=True, exist_ok=True)
