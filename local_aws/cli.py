@@ -152,6 +152,7 @@ def start(state: StateDir, arguments: argparse.Namespace) -> None:
             region=arguments.region,
             host_image=built.host,
             database_image=built.database,
+            base_image=built.base,
             zones=arguments.zone,
             registry_port=ports[3],
             ca_bundle=str(bundle) if (bundle := ca_bundle(arguments)) else None,
@@ -277,6 +278,7 @@ def environment(state: StateDir) -> str:
         "AWS_EC2_METADATA_DISABLED": "true",
         "MLFLOW_S3_ENDPOINT_URL": f"https://{INTERNAL_NAME}:{running['port']}",
         "LOCAL_AWS_CA_FILE": str(state.ca_file),
+        "LOCAL_AWS_BASE_IMAGE": running["base_image"],
     }
     return "".join(f"export {name}='{value}'\n" for name, value in variables.items())
 

@@ -45,10 +45,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Images:
-    """Tags of the images that instances and databases run from."""
+    """Tags of the images that instances and databases run from, and of the one that both were made of."""
 
     host: str
     database: str
+    base: str
 
 
 def recipe_files(name: str) -> list[File]:
@@ -120,7 +121,7 @@ class _Builder:
     @staticmethod
     def _tags(base: str) -> Images:
         return Images(
-            f"local-aws-host:{recipe_hash('host', base)}", f"local-aws-database:{recipe_hash('database', base)}"
+            f"local-aws-host:{recipe_hash('host', base)}", f"local-aws-database:{recipe_hash('database', base)}", base
         )
 
     def present(self, tag: str) -> bool:

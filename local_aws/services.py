@@ -202,8 +202,8 @@ class Services:
         if service.status != "ACTIVE":
             return bool(service.status == "INACTIVE")
         primary = next((d for d in service.deployments if d.status == "PRIMARY"), None)
-        if primary is not None and primary.rollout_state == FAILED:
-            return True
+        if primary is not None and primary.rollout_state != COMPLETED:
+            return bool(primary.rollout_state == FAILED)
         return len(service.deployments) == 1 and service.running_count == service.desired_count
 
     def _deploy(self, service: Service) -> Deployment:

@@ -25,7 +25,7 @@ class Settings:
 
     port: HTTPS port of the API, the same on every address.
     http_port, metadata_port: plain HTTP API, instance metadata.
-    host_image, database_image: tags of these images.
+    host_image, database_image, base_image: tags of these images, and of the one that they were made of.
     registry_port: where the container registry answers, on loopback.
     ca_bundle: what apt trusts while an image is built.
     """
@@ -36,6 +36,7 @@ class Settings:
     region: str
     host_image: str
     database_image: str
+    base_image: str
     zones: list[str] = field(default_factory=list)
     registry_port: int = 0
     ca_bundle: str | None = None

@@ -11,6 +11,7 @@ import contextlib
 import datetime
 import json
 import logging
+import resource
 import threading
 import time
 import uuid
@@ -143,10 +144,7 @@ def container_options(
         "memswap_limit": memory,  # Fargate has no swap
         "nano_cpus": min(task_cpu * SECOND // 1024, cpus * SECOND),
         "cpu_shares": max(2, int(override.get("cpu") or definition.get("cpu") or 0)),
-        "ulimits": [
-            Ulimit(name=limit["name"], soft=limit["softLimit"], hard=limit["hardLimit"])
-            for limit in definition.get("ulimits") or []
-        ],
+        "ulimits": [granted(limit) for limit in definition.get("ulimits") or []],
         "sysctls": {s["namespace"]: s["value"] for s in definition.get("systemControls") or []},
         "cap_add": (linux.get("capabilities") or {}).get("add"),
         "cap_drop": (linux.get("capabilities") or {}).get("drop"),
@@ -168,6 +166,13 @@ def container_options(
             start_period=int(check.get("startPeriod") or 0) * SECOND,
         )
     return {key: value for key, value in options.items() if value not in (None, [], {})}
+
+
+def granted(limit: dict[str, Any]) -> Ulimit:
+    """A limit of a task as far as this machine allows it: an engine without CAP_SYS_RESOURCE cannot raise its own."""
+    own = resource.getrlimit(getattr(resource, f"RLIMIT_{limit['name'].upper()}"))[1]
+    most = own if own != resource.RLIM_INFINITY else max(limit["softLimit"], limit["hardLimit"])
+    return Ulimit(name=limit["name"], soft=min(limit["softLimit"], most), hard=min(limit["hardLimit"], most))
 
 
 def secret_source(reference: str) -> tuple[str, str, str, str]:
@@ -649,13 +654,13 @@ class Tasks:
 
     # what a task needs of other services, in the name of its execution role
 
-    def _permit(self, run: Run, action: str, resource: str, purpose: str) -> None:
+    def _permit(self, run: Run, action: str, arn: str, purpose: str) -> None:
         role = run.execution_role_arn()
-        if not role or allowed(run.task._account_id, run.task.region_name, role, action, resource):
+        if not role or allowed(run.task._account_id, run.task.region_name, role, action, arn):
             return
         raise TaskError(
             f"ResourceInitializationError: unable to {purpose}: execution resource retrieval failed: "
-            f"AccessDeniedException: {role} is not authorized to perform: {action} on resource: {resource}"
+            f"AccessDeniedException: {role} is not authorized to perform: {action} on resource: {arn}"
         )
 
     def _secrets(self, run: Run, definition: dict[str, Any]) -> dict[str, str]:

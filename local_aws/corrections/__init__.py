@@ -7,6 +7,7 @@ for both answers, without and with the correction: it fails when moto no longer 
 from local_aws.corrections import (
     acm_imports,
     ecr_images,
+    ecs_account_settings,
     ecs_clusters,
     ecs_scaling,
     elastic_ip_tags,
@@ -24,6 +25,7 @@ from local_aws.patching import Patcher
 ALL = (
     acm_imports,
     ecr_images,
+    ecs_account_settings,
     ecs_clusters,
     ecs_scaling,
     elastic_ip_tags,

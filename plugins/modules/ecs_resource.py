@@ -44,6 +44,7 @@ options:
   definition:
     description:
       - What the create call of the API takes beside the name and the tags, in the API's own spelling.
+      - What it leaves out stays as it is; give an empty value for what has to go.
       - That of a repository may also have C(lifecyclePolicy), as a dictionary; that of a scalable target C(policies), a
         dictionary that says how each policy, by its name, tracks a target.
     type: dict

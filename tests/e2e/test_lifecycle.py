@@ -9,11 +9,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from botocore.exceptions import ClientError
 from stack import ROOT, Account, Control, Run
+from user import client, wine
 
 TEARDOWN = ("-e", "mlflow_teardown_confirm=e2e")
 
@@ -33,27 +33,6 @@ def site(control: Control) -> Run:
 def logged(control: Control, site: Run, mlflow_python: Path) -> dict[str, str]:
     """What a data scientist has logged from outside the host."""
     return client(control, mlflow_python, "log")
-
-
-def as_a_user(control: Control, python: Path, *words: str | Path) -> str:
-    """Run a program of the stock client's Python with nothing but client.env, and return what it printed."""
-    done = subprocess.run(
-        [python, *words],
-        env=control.client_environment(),
-        cwd=control.directory,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
-def client(control: Control, python: Path, *words: str) -> dict[str, Any]:
-    """Run the stock client, and return what it saw."""
-    said = as_a_user(control, python, Path(__file__).with_name("client.py"), *words)
-    return dict(json.loads(said.rpartition("RESULT ")[2]))
 
 
 def bucket_of(account: Account) -> str:
@@ -93,18 +72,7 @@ def test_client_reads_back_what_it_logged(control: Control, logged: dict[str, st
 
 
 def test_wine_example_trains_and_its_model_comes_back(control: Control, site: Run, mlflow_python: Path) -> None:
-    example = ROOT / "examples/wine_quality"
-    rows = example / "winequality-sample.csv"
-
-    said = as_a_user(control, mlflow_python, example / "train.py", "--data", rows, "--alpha", "0.1")
-    (model,) = re.findall(r"^Model: (models:/ElasticnetWineModel/\d+)$", said, re.MULTILINE)
-    predict = (
-        "import sys, mlflow, pandas; rows = pandas.read_csv(sys.argv[2], sep=';').astype('float64'); "
-        "print('QUALITIES', *mlflow.pyfunc.load_model(sys.argv[1]).predict(rows.drop(columns='quality')))"
-    )
-    said = as_a_user(control, mlflow_python, "-c", predict, model, rows)
-    qualities = [float(word) for word in said.rpartition("QUALITIES ")[2].split()]
-    assert len(qualities) == 200 and len(set(qualities)) > 100 and 3 < min(qualities) <= max(qualities) < 9, qualities
+    wine(control, mlflow_python)
 
 
 def test_artifact_is_in_s3_and_run_in_postgresql(control: Control, account: Account, logged: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import docker
 import pytest
 from stack import Account, Control
+from user import client, wine
 
 STACK = "moves"
 TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_data=delete")
@@ -40,20 +41,6 @@ def site(control: Control, **inputs: Any) -> None:
     again = control.playbook("site.yml", timeout=1800).succeeded()
     assert again.changed and set(again.changed.values()) == {0}, again.output
     print(f"\n{inputs}: {first.seconds:.0f} s, again {again.seconds:.0f} s")
-
-
-def client(control: Control, python: Path, *words: str) -> dict[str, Any]:
-    """Run the stock client with nothing but client.env, and return what it saw."""
-    done = subprocess.run(
-        [python, Path(__file__).with_name("client.py"), *words],
-        env=control.client_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return dict(json.loads(done.stdout.rpartition("RESULT ")[2]))
 
 
 @contextmanager
@@ -92,6 +79,7 @@ def name(instance: dict[str, Any]) -> str:
 def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_topology="fleet")
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
+    wine(control, mlflow_python)
     hosts = instances(account)
     assert [name(host) for host in hosts] == [f"mlflow-{STACK}-fleet-{number}" for number in (1, 2, 3)]
     assert len({host["Placement"]["AvailabilityZone"] for host in hosts}) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import ipaddress
 import json
@@ -64,7 +65,7 @@ class Account:
     directory: Path
     env: dict[str, str]
     base: str
-    ids: dict[str, Any] = field(default_factory=dict)
+    images: set[str] = field(default_factory=set)
 
     def client(self, service: str) -> Any:
         return boto3.client(
@@ -95,7 +96,7 @@ class Account:
         built, _log = docker.from_env().images.build(
             fileobj=io.BytesIO(archive(files)), custom_context=True, tag=reference, rm=True, forcerm=True
         )
-        self.ids.setdefault("images", set()).update({reference, built.id})
+        self.images.update({reference, str(built.id)})
 
     def push(self, reference: str, login: dict[str, str] | None = None) -> str:
         """Push an image; returns the error, or nothing."""
@@ -135,13 +136,11 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
             imageScanningConfiguration={"scanOnPush": True},
         )
         yield made
-        for image in made.ids.get("images", ()):
-            try:
-                docker.from_env().images.remove(image, force=True)
-            except docker.errors.ImageNotFound:
-                continue
     finally:
         local_aws(directory, "stop")
+    for image in made.images:
+        with contextlib.suppress(docker.errors.ImageNotFound):
+            docker.from_env().images.remove(image, force=True)
 
 
 def repository(account: Account) -> str:
@@ -262,8 +261,14 @@ class World:
         return dict(self.account.client("ecs").describe_services(cluster="test", services=[name])["services"][0])
 
     def stable(self, name: str) -> dict[str, Any]:
-        waiter = self.account.client("ecs").get_waiter("services_stable")
-        waiter.wait(cluster="test", services=[name], WaiterConfig={"Delay": 1, "MaxAttempts": 30})
+        """The service when its deployment is complete and nothing else of it is left."""
+
+        def complete() -> bool:
+            found = self.service(name)
+            states = [d["rolloutState"] for d in found["deployments"]]
+            return states == ["COMPLETED"] and found["runningCount"] == found["desiredCount"]
+
+        assert eventually(complete, 120), self.service(name)
         return self.service(name)
 
     def log(self, task: dict[str, Any]) -> list[str]:
@@ -496,8 +501,7 @@ def web(world: World, target_group: str) -> str:
 
 
 def test_a_service_keeps_its_tasks_and_their_targets(world: World, web: str, target_group: str) -> None:
-    service = world.stable(web)
-    assert [(d["status"], d["rolloutState"]) for d in service["deployments"]] == [("PRIMARY", "COMPLETED")]
+    world.stable(web)
     before = world.tasks(web)
     assert {task["availabilityZone"] for task in before} == {"eu-central-1a", "eu-central-1b"}
     assert targets(world, target_group) == {address(task) for task in before}
@@ -520,9 +524,10 @@ def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_gro
 
     def rolled() -> bool:
         least.append(len(targets(world, target_group)))
-        return len(service := world.service(web)["deployments"]) == 1 and service[0]["rolloutState"] == "COMPLETED"
+        found = world.service(web)["deployments"]
+        return len(found) == 1 and found[0]["rolloutState"] == "COMPLETED"
 
-    assert eventually(rolled, 90)
+    assert eventually(rolled, 120)
     assert min(least) >= 2
     assert {fetch(address(task)) for task in world.tasks(web)} == {"next"}
 
@@ -537,7 +542,7 @@ def test_a_deployment_that_fails_is_rolled_back(world: World, web: str) -> None:
         found = [d for d in world.service(web)["deployments"] if d["rolloutState"] == "FAILED"]
         return bool(found) or world.service(web)["taskDefinition"] == good
 
-    assert eventually(failed, 90)
+    assert eventually(failed, 120)
     service = world.stable(web)
     assert service["taskDefinition"] == good
     assert [d["taskDefinition"] for d in service["deployments"]] == [good]

@@ -13,7 +13,7 @@ import pytest
 from botocore.exceptions import ClientError
 from moto import mock_aws
 
-from local_aws.corrections import ecr_images, ecs_clusters, ecs_scaling, fargate_tasks
+from local_aws.corrections import ecr_images, ecs_account_settings, ecs_clusters, ecs_scaling, fargate_tasks
 
 REGION = "eu-central-1"
 ROLE = "arn:aws:iam::123456789012:role/execution"
@@ -91,6 +91,21 @@ def test_a_cluster_is_not_made_twice(corrected: bool, monkeypatch: pytest.Monkey
     ecs.create_cluster(clusterName="c")
     found = ecs.describe_clusters(clusters=["c"])["clusters"][0]
     assert (found.get("capacityProviders") == ["FARGATE"]) == corrected
+
+
+def test_the_settings_in_force_are_told(corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(ecs_account_settings, corrected, monkeypatch)
+    ecs = boto3.client("ecs")
+
+    def told(**arguments: Any) -> list[str]:
+        return [
+            setting["value"] for setting in ecs.list_account_settings(name="taskLongArnFormat", **arguments)["settings"]
+        ]
+
+    assert told(effectiveSettings=True) == (["enabled"] if corrected else [])
+    assert told() == []
+    ecs.put_account_setting(name="taskLongArnFormat", value="disabled")
+    assert told(effectiveSettings=True) == ["disabled"]
 
 
 def definition(**changes: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from moto.ecr.models import Repository
 from local_aws.registry import find_image, record_push
 from local_aws.scaling import Metric, metric_of, wanted_count
 from local_aws.services import failures_allowed, limits, next_provider
-from local_aws.tasks import container_options, log_lines, secret_source
+from local_aws.tasks import container_options, granted, log_lines, secret_source
 
 MIB = 1 << 20
 
@@ -72,6 +72,12 @@ def test_a_container_may_take_what_its_task_has() -> None:
 
 def test_no_more_processors_are_promised_than_there_are() -> None:
     assert container_options({}, {}, 4096, 8192, 2)["nano_cpus"] == 2_000_000_000
+
+
+def test_no_limit_is_above_this_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _kind: (100, 4096))
+    made = granted({"name": "nofile", "softLimit": 1024, "hardLimit": 65535})
+    assert (made["Name"], made["Soft"], made["Hard"]) == ("nofile", 1024, 4096)
 
 
 def test_an_override_wins_over_the_definition() -> None:

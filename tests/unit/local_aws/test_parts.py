@@ -85,7 +85,7 @@ def test_the_administrators_keys_outlive_a_restart(state: StateDir) -> None:
 
 
 def test_settings_survive_the_way_to_the_daemon() -> None:
-    settings = Settings(1, 2, 3, "eu-west-1", "host", "database", ["a.example"])
+    settings = Settings(1, 2, 3, "eu-west-1", "host", "database", "base", ["a.example"])
     assert Settings.from_json(settings.to_json()) == settings
 
 
