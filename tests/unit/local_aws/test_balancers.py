@@ -351,7 +351,7 @@ def balancers(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     networks: Any = SimpleNamespace(
         addresses=AddressPool(ipaddress.IPv4Network("192.0.2.0/28"), set()), for_vpc=lambda _vpc, _cidr: None
     )
-    settings = Settings(1, 2, 3, "eu-central-1", "host", "database")
+    settings = Settings(1, 2, 3, "eu-central-1", "host", "database", "base")
     client: Any = SimpleNamespace(containers=NoContainers())
     corrections.apply_all(monkeypatch)
     made = Balancers(client, StateDir(tmp_path), settings, networks)
