@@ -159,6 +159,9 @@ class Services:
 
     def settle(self, services: list[Service], seconds: float) -> None:
         """Wait until no deployment of the services is under way, at most so long."""
+        with self._lock:
+            for service in services:
+                self._count(service)  # what has just ended is seen before the scheduler looks
         with self._changed:
             self._changed.wait_for(lambda: all(self._steady(service) for service in services), timeout=seconds)
 
@@ -243,11 +246,11 @@ class Services:
         """Take out what ended, and count what ended without being asked."""
         for run in [run for run in deployment.runs if not run.alive and not run.counted]:
             run.counted = True
-            if run.task.stop_code == "ServiceSchedulerInitiated" and not run.failed:
+            if run.task.stop_code in ("ServiceSchedulerInitiated", "UserInitiated") and not run.failed:
                 continue
+            deployment.failures += 1
             if deployment.rollout_state == IN_PROGRESS:
                 deployment.failed_tasks += 1
-                deployment.failures += 1
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** max(0, deployment.failures - 1))
             deployment.not_before = time.monotonic() + pause
             if run.task.stop_code == "TaskFailedToStart":

@@ -345,13 +345,13 @@ class Tasks:
             self._start(run)
         except TaskError as error:
             self.stop(run, "TaskFailedToStart", str(error))
-        except (docker.errors.DockerException, requests.RequestException, OSError, ServiceException) as error:
+        except Exception as error:  # a task must never stay where it is
             log.exception("task %s failed", run.task.id)
             self.stop(run, "TaskFailedToStart", f"CannotStartContainerError: {error}")
         run.stopping.wait()
         try:
             self._end(run)
-        except (docker.errors.DockerException, requests.RequestException, OSError):
+        except Exception:  # nor one that was stopped
             log.exception("task %s was not removed", run.task.id)
         run.task.stopped_at = utcnow()
         for described in run.task.containers:

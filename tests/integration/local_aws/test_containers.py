@@ -7,6 +7,7 @@ import contextlib
 import io
 import ipaddress
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -29,6 +30,7 @@ from local_aws.engine import File, archive
 from local_aws.networks import overlap, used_ranges
 
 ROOT = Path(__file__).parents[3]
+PLAYBOOK = Path(__file__).with_name("containers.yml")
 
 
 def local_aws(directory: Path, *arguments: str) -> str:
@@ -287,9 +289,11 @@ def container_of(task: dict[str, Any]) -> Any:
 
 
 def fetch(host: str) -> str:
+    """What a server says; nothing while it does not listen."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://{host}:8080/", timeout=5) as response:
+    with contextlib.suppress(OSError), opener.open(f"http://{host}:8080/", timeout=5) as response:
         return str(response.read().decode())
+    return ""
 
 
 def shell(task: dict[str, Any], command: str) -> tuple[int, str]:
@@ -318,6 +322,7 @@ def world(account: Account) -> World:
     image = f"{repository(account)}:served"
     account.build(image, "served")
     assert account.push(image) == ""
+    docker.from_env().images.remove(image, force=True)  # so that a task has to pull it
     return World(account, subnets, group, role, execution, secret, image)
 
 
@@ -509,9 +514,9 @@ def test_a_service_keeps_its_tasks_and_their_targets(world: World, web: str, tar
     gone = before[0]["taskArn"]
     assert eventually(lambda: gone not in {task["taskArn"] for task in world.tasks(web)})
     world.stable(web)
-    after = world.tasks(web)
+    after = {address(task) for task in world.tasks(web)}
     assert len(after) == 2
-    assert targets(world, target_group) == {address(task) for task in after}
+    assert eventually(lambda: targets(world, target_group) == after)
 
 
 def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_group: str) -> None:
@@ -519,6 +524,7 @@ def test_a_new_definition_rolls_without_a_gap(world: World, web: str, target_gro
     world.account.build(image, "next")
     assert world.account.push(image) == ""
     world.stable(web)
+    assert eventually(lambda: len(targets(world, target_group)) == 2)
     least = []
     world.account.client("ecs").update_service(cluster="test", service=web, taskDefinition=world.define("web", image))
 
@@ -574,7 +580,7 @@ def test_an_unhealthy_container_is_replaced(world: World) -> None:
         "Task failed container health checks",
     )
     world.stable("checked")
-    assert world.tasks("checked")[0]["healthStatus"] == "HEALTHY"
+    assert eventually(lambda: world.tasks("checked")[0]["healthStatus"] == "HEALTHY")
 
 
 def test_services_and_clusters_are_deleted_in_order(world: World, web: str, target_group: str) -> None:
@@ -671,3 +677,58 @@ def test_a_service_follows_its_metrics(world: World, scaled: str) -> None:
     report(1.0, 10.0)
     assert eventually(lambda: desired() == 1)
     assert world.stable(scaled)["runningCount"] == 1
+
+
+# the modules, and the end
+
+
+def test_the_modules_find_nothing_to_change(world: World, target_group: str, tmp_path: Path) -> None:
+    variables = tmp_path / "variables.json"
+    variables.write_text(
+        json.dumps(
+            {
+                "containers_role": world.execution_role,
+                "containers_image": world.image,
+                "containers_target_group": target_group,
+                "containers_subnets": world.subnets,
+                "containers_security_groups": [world.group],
+            }
+        )
+    )
+
+    def changed() -> list[str]:
+        program = str(Path(sys.executable).with_name("ansible-playbook"))
+        inventory = ["-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}"]
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+        done = subprocess.run(
+            [program, str(PLAYBOOK), *inventory, "-e", f"@{variables}"],
+            cwd=ROOT,
+            env={**plain, **world.account.env, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json"},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        tasks = [task for play in json.loads(done.stdout[done.stdout.index("{") :])["plays"] for task in play["tasks"]]
+        return [task["task"]["name"] for task in tasks if task["hosts"]["localhost"].get("changed")]
+
+    assert len(changed()) == 7
+    assert changed() == ["One task"]  # which is what it is for
+
+
+def test_stop_leaves_no_container_volume_or_pulled_image(world: World, account: Account) -> None:
+    client, label = docker.from_env(), f"local_aws.state={account.directory.resolve()}"
+    world.run(world.define("left", mountPoints=[{"sourceVolume": "scratch", "containerPath": "/scratch"}]))
+    image = account.client("ecr").describe_images(repositoryName="app", imageIds=[{"imageTag": "served"}])
+    reference = f"{repository(account)}@{image['imageDetails'][0]['imageDigest']}"
+
+    def pulled() -> bool:
+        return any(reference in (image.attrs.get("RepoDigests") or []) for image in client.images.list())
+
+    assert pulled()
+    assert client.volumes.list(filters={"label": label})
+    local_aws(account.directory, "stop")
+    assert client.containers.list(all=True, filters={"label": label}) == []
+    assert client.volumes.list(filters={"label": label}) == []
+    assert not pulled()
