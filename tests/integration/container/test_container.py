@@ -392,6 +392,11 @@ def image(laboratory: Laboratory, registry: str) -> Image:
     said = json.loads(results.read_text())
     reference = said["image"]["reference"]
     size = laboratory.engine.images.get(reference).attrs["Size"]
+    # Those of former programs; what they share with this one stays.
+    for former in laboratory.engine.images.list(f"{registry}/{REPOSITORY}"):
+        for tag in former.tags:
+            if tag != reference:
+                laboratory.engine.images.remove(tag)
     return Image(variables, played, reference, said["image"]["tag"], said["image"]["digest"], said["container"], size)
 
 
