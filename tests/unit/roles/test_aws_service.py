@@ -25,8 +25,8 @@ INPUTS: dict[str, Any] = {
         "secrets": {
             "KEY": "server.secret_key",
             "PASSWORD": "mlflow-demo/server.database_password",
-            "MASTER": "database.master_password",
         },
+        "setup": {"environment": {"LOGIN": "root"}, "secrets": {"MASTER": "database.master_password"}},
         "port": 8443,
     },
     "aws_service_subnet_ids": ["subnet-1", "subnet-2"],
@@ -163,7 +163,18 @@ def test_a_container_may_little(file: str) -> None:
     assert (definition["user"], definition["readonlyRootFilesystem"]) == ("10001:10001", True)
     assert definition["linuxParameters"] == {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}}
     assert [mount["containerPath"] for mount in definition["mountPoints"]] == ["/tmp"]
-    assert definition["environment"] == [{"name": "MODE", "value": "a b"}]
+
+
+def test_the_setup_is_told_more_than_the_program() -> None:
+    mode = {"name": "MODE", "value": "a b"}
+    assert container("present.yml")["environment"] == [mode]
+    assert container("setup.yml")["environment"] == [mode, {"name": "LOGIN", "value": "root"}]
+
+
+def test_the_program_gets_no_login_of_the_database_even_if_it_is_asked_for() -> None:
+    given = INPUTS["aws_service_container"]
+    asked_for = container("present.yml", aws_service_container={**given, "secrets": given["setup"]["secrets"]})
+    assert asked_for["secrets"] == []
 
 
 def test_the_program_and_the_setup_have_roles_of_their_own() -> None:
