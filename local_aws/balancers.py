@@ -113,10 +113,12 @@ class Balancers:
         self._client, self._state, self._settings, self._networks = client, state, settings, networks
         self._nodes: dict[str, _Node] = {}
         self._groups: dict[str, _Group] = {}
-        self._lock = threading.RLock()  # of nodes and groups
+        self.lock = threading.RLock()  # held while targets are looked at, so that moto's and ours change as one
         self._changed = threading.Condition()
         self._stale = False
         self._pool = ThreadPoolExecutor(4, thread_name_prefix="balancer")
+        self._directory = state.path / "balancers"
+        shutil.rmtree(self._directory, ignore_errors=True)  # of a daemon that has ended
         self.problems: dict[str, str] = {}
         threading.Thread(target=self._follow, name="balancers", daemon=True).start()
 
@@ -134,18 +136,18 @@ class Balancers:
         subnet = balancer.subnets[0]
         public = self._networks.addresses.allocate() if balancer.scheme == "internet-facing" else None
         address = subnet.get_available_subnet_ip(balancer)
-        directory = self._state.path / "balancers" / balancer.arn.rsplit("/", 1)[-1]
+        directory = self._directory / balancer.arn.rsplit("/", 1)[-1]
         node = _Node(balancer, account, region, network, subnet, address, public, directory)
         # no resolver knows another name, and one under amazonaws.com would lead out of this machine
         balancer.dns_name = public or address
         balancer.state = PROVISIONING
-        with self._lock:
+        with self.lock:
             self._nodes[balancer.arn] = node
         self._pool.submit(self._start, node)
 
     def delete(self, arn: str) -> None:
         """Remove a load balancer's container; returns when it is gone. One that is not known is fine."""
-        with self._lock:
+        with self.lock:
             node = self._nodes.pop(arn, None)
             if node is None:
                 return
@@ -167,7 +169,7 @@ class Balancers:
     def deregister(self, group: FakeTargetGroup, targets: Iterable[dict[str, Any]]) -> None:
         """Targets that moto has just taken out of a group: no new requests; those in flight have the group's delay."""
         delay = float(group.attributes["deregistration_delay.timeout_seconds"])
-        with self._lock:
+        with self.lock:
             known = self._group(group)
             for target in targets:
                 watch = known.watches.pop(target["Id"], None)
@@ -180,14 +182,14 @@ class Balancers:
 
     def registered(self, group: FakeTargetGroup, targets: Iterable[dict[str, Any]]) -> None:
         """Targets that moto has just put into a group; one that was draining is not any more."""
-        with self._lock:
+        with self.lock:
             for target in targets:
                 self._group(group).draining.pop(target["Id"], None)
         self.refresh()
 
     def health(self, group: FakeTargetGroup, asked: Sequence[dict[str, Any]]) -> list[FakeHealthStatus]:
         """DescribeTargetHealth: of the targets that are asked for, or of all, with those that are draining."""
-        with self._lock:
+        with self.lock:
             known = self._group(group)
             targets = list(asked) or [*group.targets.values(), *(d.target for d in known.draining.values())]
             return [self._health_of(group, known, target) for target in targets]
@@ -204,11 +206,9 @@ class Balancers:
     def forget_all(self) -> None:
         for arn in list(self._nodes):
             self.delete(arn)
-        with self._lock:
-            for group in self._groups.values():
-                for watch in group.watches.values():
-                    watch.end()
-            self._groups.clear()
+        with self.lock:
+            for arn in list(self._groups):
+                self._forget(arn)
             self.problems.clear()
 
     def summary(self) -> list[dict[str, str]]:
@@ -311,18 +311,29 @@ class Balancers:
                 log.exception("looking at the load balancers failed")
 
     def _look(self) -> None:
-        with self._lock:
+        with self.lock:
             nodes = list(self._nodes.values())
-            for account, region in {(node.account, node.region) for node in nodes}:
+            # also where the last load balancer has just gone: its targets are not checked any more
+            places = {(node.account, node.region) for node in nodes}
+            places |= {(arn.split(":")[4], arn.split(":")[3]) for arn in self._groups}
+            gone = set(self._groups)
+            for account, region in places:
                 for group in list(elbv2_backends[account][region].target_groups.values()):
+                    gone.discard(group.arn)
                     if group.protocol in ("HTTP", "HTTPS"):
                         self._look_at(group)
+            for arn in gone:
+                self._forget(arn)
         for node in nodes:
             if node.balancer.state == ACTIVE:
                 self._apply(node)
 
+    def _forget(self, group_arn: str) -> None:
+        for watch in self._groups.pop(group_arn).watches.values():
+            watch.end()
+
     def _apply(self, node: _Node) -> None:
-        with self._lock:
+        with self.lock:
             if node.balancer.arn not in self._nodes:
                 return
             try:
@@ -392,7 +403,9 @@ class Balancers:
         return Pool(pool_name(group.arn), group.protocol == "HTTPS", least, ordered), healthy or set(servers)
 
     def _tls(self, node: _Node, listener: Any) -> Tls:
-        policy = SSL_POLICIES[listener.ssl_policy]
+        policy = SSL_POLICIES.get(listener.ssl_policy)
+        if policy is None:
+            raise ProxyError(f"the security policy {listener.ssl_policy} is not known here")
         files = tuple(self._certificate(node, arn) for arn in listener.certificates)
         protocols = tuple({"TLSv1": "TLSv1.0"}.get(name, name) for name in policy["ssl_protocols"])
         return Tls(files, protocols, tuple(policy["ciphers"]))
@@ -426,7 +439,7 @@ class Balancers:
     def _start(self, node: _Node) -> None:
         try:
             image = self._image()
-            with self._lock:
+            with self.lock:
                 if node.balancer.arn not in self._nodes:
                     return
                 node.directory.mkdir(parents=True, exist_ok=True)

@@ -248,7 +248,8 @@ def end(state: StateDir, pid: int) -> None:
 def status(state: StateDir) -> dict[str, Any]:
     running = state.daemon() if state.path.exists() else {}
     if not running:
-        return {"running": False, "pid": None, "endpoint": None, "instances": [], "databases": [], "networks": []}
+        nothing: dict[str, Any] = {kind: [] for kind in ("instances", "databases", "balancers", "networks")}
+        return {"running": False, "pid": None, "endpoint": None, **nothing}
     return {
         "running": True,
         "pid": running["pid"],

@@ -104,15 +104,17 @@ def _targets(balancers: Balancers, patch: Patcher) -> None:
         return create(self, *args, **kwargs)
 
     def register_targets(self: FakeTargetGroup, targets: list[dict[str, Any]]) -> None:
-        register(self, targets)
-        if really(self):
-            balancers.registered(self, targets)
+        with balancers.lock:
+            register(self, targets)
+            if really(self):
+                balancers.registered(self, targets)
 
     def deregister_targets(self: FakeTargetGroup, targets: list[dict[str, Any]]) -> None:
-        leaving = [self.targets[target["Id"]] for target in targets if target["Id"] in self.targets]
-        deregister(self, targets)
-        if really(self):
-            balancers.deregister(self, leaving)
+        with balancers.lock:
+            leaving = [self.targets[target["Id"]] for target in targets if target["Id"] in self.targets]
+            deregister(self, targets)
+            if really(self):
+                balancers.deregister(self, leaving)
 
     def deregister_terminated_instances(self: FakeTargetGroup, instance_ids: list[str]) -> None:
         self.deregister([{"Id": instance_id} for instance_id in instance_ids])

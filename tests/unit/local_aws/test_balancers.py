@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import http.server
+import ipaddress
 import re
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
+import docker.errors
 import pytest
 from botocore.exceptions import ClientError
 from cryptography import x509
 from moto import mock_aws
 
-from local_aws import certificates
+from local_aws import certificates, corrections, images, wiring_balancers
+from local_aws.balancers import Balancers
 from local_aws.corrections.elbv2_attributes import LOAD_BALANCER
+from local_aws.errors import LocalAwsError
 from local_aws.health import FAILED, PASSED, TIMED_OUT, Check, Finding, Health, accepts, probe
+from local_aws.networks import AddressPool
 from local_aws.proxy import MASTER_SOCKET, Control, Listener, Pool, Rule, Server, Tls, pattern, pool_name, render, word
 from local_aws.proxy import test as condition_test
+from local_aws.state import Settings, StateDir
 from local_aws.tls import Authority
 
 GROUP = "arn:aws:elasticloadbalancing:eu-central-1:123456789012:targetgroup/one/0123456789abcdef"
@@ -313,20 +321,110 @@ def test_nobody_listens() -> None:
         assert probe("127.0.0.1", check(free.getsockname()[1])) == FAILED
 
 
-# certificates that ACM issues
+# health, through the API; the load balancer itself does not start without an engine
 
 
 @pytest.fixture
-def authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Authority]:
+def moto_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "x")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    with mock_aws():
+        yield
+
+
+class NoContainers:
+    """An engine without containers."""
+
+    def get(self, name: str) -> None:
+        raise docker.errors.NotFound(name)
+
+
+@pytest.fixture
+def balancers(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Balancers]:
+    def no_image(*_arguments: Any) -> str:
+        raise LocalAwsError("There is no engine.")
+
+    monkeypatch.setattr(images, "ensure_derived", no_image)
+    networks: Any = SimpleNamespace(
+        addresses=AddressPool(ipaddress.IPv4Network("192.0.2.0/28"), set()), for_vpc=lambda _vpc, _cidr: None
+    )
+    settings = Settings(1, 2, 3, "eu-central-1", "host", "database", "base")
+    client: Any = SimpleNamespace(containers=NoContainers())
+    corrections.apply_all(monkeypatch)
+    made = Balancers(client, StateDir(tmp_path), settings, networks)
+    wiring_balancers.connect(made, networks, monkeypatch)
+    yield made
+    made.forget_all()
+
+
+def watched(port: int) -> bool:
+    return any(thread.name == f"health-127.0.0.1-{port}" for thread in threading.enumerate())
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return condition()
+
+
+def test_targets_are_checked_while_they_are_in_use_and_not_longer(
+    balancers: Balancers, target: tuple[int, list[http.server.BaseHTTPRequestHandler]]
+) -> None:
+    port, _asked = target
+    elbv2, ec2 = boto3.client("elbv2"), boto3.client("ec2")
+    subnets = [subnet["SubnetId"] for subnet in ec2.describe_subnets()["Subnets"][:2]]
+    arn = elbv2.create_load_balancer(Name="lb", Subnets=subnets)["LoadBalancers"][0]["LoadBalancerArn"]
+    found = elbv2.describe_load_balancers(LoadBalancerArns=[arn])["LoadBalancers"][0]
+    assert (found["State"]["Code"], found["DNSName"]) == ("failed", "192.0.2.1")
+    assert balancers.problems == {"lb": "There is no engine."}
+    group = elbv2.create_target_group(
+        Name="group",
+        Protocol="HTTP",
+        Port=port,
+        VpcId=found["VpcId"],
+        TargetType="ip",
+        HealthCheckPath="/ready?a=b",
+        HealthCheckIntervalSeconds=5,
+        HealthCheckTimeoutSeconds=2,
+        UnhealthyThresholdCount=2,
+    )["TargetGroups"][0]["TargetGroupArn"]
+
+    def health() -> list[tuple[str, str | None]]:
+        targets = elbv2.describe_target_health(TargetGroupArn=group)["TargetHealthDescriptions"]
+        return [(t["TargetHealth"]["State"], t["TargetHealth"].get("Reason")) for t in targets]
+
+    elbv2.register_targets(TargetGroupArn=group, Targets=[{"Id": "127.0.0.1"}])
+    assert health() == [("unused", "Target.NotInUse")]
+    listener = elbv2.create_listener(
+        LoadBalancerArn=arn,
+        Protocol="HTTP",
+        Port=80,
+        DefaultActions=[{"Type": "forward", "TargetGroupArn": group}],
+    )["Listeners"][0]["ListenerArn"]
+    assert eventually(lambda: health() == [("healthy", None)])
+    elbv2.deregister_targets(TargetGroupArn=group, Targets=[{"Id": "127.0.0.1"}])
+    assert health() == [("draining", "Target.DeregistrationInProgress")]
+    assert eventually(lambda: not watched(port))
+    elbv2.register_targets(TargetGroupArn=group, Targets=[{"Id": "127.0.0.1"}])
+    assert eventually(lambda: health() == [("healthy", None)])
+    elbv2.delete_listener(ListenerArn=listener)
+    assert health() == [("unused", "Target.NotInUse")]
+    elbv2.delete_target_group(TargetGroupArn=group)
+    assert eventually(lambda: not watched(port))
+
+
+# certificates that ACM issues
+
+
+@pytest.fixture
+def authority(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     made = Authority(tmp_path / "ca.pem", tmp_path / "ca.key")
     certificates.connect(made, monkeypatch)
-    with mock_aws():
-        yield made
+    return made
 
 
 def request_certificate(*names: str) -> tuple[str, dict[str, tuple[str, str]]]:

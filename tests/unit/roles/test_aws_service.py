@@ -25,8 +25,8 @@ INPUTS: dict[str, Any] = {
         "secrets": {
             "KEY": "server.secret_key",
             "PASSWORD": "mlflow-demo/server.database_password",
-            "MASTER": "database.master_password",
         },
+        "setup": {"environment": {"LOGIN": "root"}, "secrets": {"MASTER": "database.master_password"}},
         "port": 8443,
     },
     "aws_service_subnet_ids": ["subnet-1", "subnet-2"],
@@ -163,7 +163,18 @@ def test_a_container_may_little(file: str) -> None:
     assert (definition["user"], definition["readonlyRootFilesystem"]) == ("10001:10001", True)
     assert definition["linuxParameters"] == {"initProcessEnabled": True, "capabilities": {"drop": ["ALL"]}}
     assert [mount["containerPath"] for mount in definition["mountPoints"]] == ["/tmp"]
-    assert definition["environment"] == [{"name": "MODE", "value": "a b"}]
+
+
+def test_the_setup_is_told_more_than_the_program() -> None:
+    mode = {"name": "MODE", "value": "a b"}
+    assert container("present.yml")["environment"] == [mode]
+    assert container("setup.yml")["environment"] == [mode, {"name": "LOGIN", "value": "root"}]
+
+
+def test_the_program_gets_no_login_of_the_database_even_if_it_is_asked_for() -> None:
+    given = INPUTS["aws_service_container"]
+    asked_for = container("present.yml", aws_service_container={**given, "secrets": given["setup"]["secrets"]})
+    assert asked_for["secrets"] == []
 
 
 def test_the_program_and_the_setup_have_roles_of_their_own() -> None:
@@ -210,3 +221,85 @@ def test_every_action_that_the_readme_asks_for_exists() -> None:
     actions = set(re.findall(r"\b(?:ecs|ecr|application-autoscaling):[A-Za-z]+", section))
     assert len(actions) > 30
     assert actions <= known
+
+
+# -- what wait.yml makes of a deployment -------------------------------------------------------------------------------
+
+NEW, OLD = "arn:aws:ecs:x:1:task-definition/mlflow-demo:2", "arn:aws:ecs:x:1:task-definition/mlflow-demo:1"
+
+
+def deployment(definition: str, state: str, status: str = "PRIMARY", running: int = 2) -> dict[str, Any]:
+    reason = f"{state} of {definition[-1]}"
+    return {
+        "taskDefinition": definition,
+        "rolloutState": state,
+        "rolloutStateReason": reason,
+        "status": status,
+        "runningCount": running,
+    }
+
+
+def waited(
+    template: str, *deployments: dict[str, Any], stopped: list[dict[str, Any]] | None = None, **more: Any
+) -> Any:
+    """A template of wait.yml, with what ECS says of the service and of its stopped tasks."""
+    (block,) = (task for task in _tasks("wait.yml") if "block" in task)
+    variables: dict[str, Any] = _trusted(block["vars"] | block["rescue"][-1]["vars"])
+    variables |= {
+        "aws_service_image": "registry/mlflow-demo:1",
+        "aws_service_outputs": {"task_definition": NEW},
+        "__aws_service_found": {"resource": {"deployments": list(deployments), "events": more.get("events", [])}},
+        "__aws_service_stopped": {"tasks": stopped or []},
+    }
+    texts = {
+        "until": "{{ " + block["block"][0]["until"] + " }}",
+        "why": block["rescue"][-1]["ansible.builtin.fail"]["msg"],
+    }
+    return Templar(loader=DataLoader(), variables=variables).template(trust_as_template(texts[template]))
+
+
+@pytest.mark.parametrize(
+    ("deployments", "ended"),
+    [
+        ([deployment(NEW, "COMPLETED")], True),
+        ([deployment(NEW, "IN_PROGRESS"), deployment(OLD, "COMPLETED", "ACTIVE")], False),
+        ([deployment(NEW, "FAILED")], True),
+        ([deployment(OLD, "IN_PROGRESS"), deployment(NEW, "FAILED", "ACTIVE")], True),
+        ([deployment(OLD, "COMPLETED")], True),
+    ],
+)
+def test_the_wait_ends_when_ecs_has_decided(deployments: list[dict[str, Any]], ended: bool) -> None:
+    assert waited("until", *deployments) is ended
+
+
+def stopped(definition: str = NEW, code: int | None = 3) -> dict[str, Any]:
+    return {
+        "arn": "a/b/t1",
+        "task_definition": definition,
+        "reason": "It exited",
+        "exit_code": code,
+        "log": ["one", "two"],
+    }
+
+
+def test_a_failed_deployment_is_explained() -> None:
+    back = [deployment(OLD, "IN_PROGRESS"), deployment(NEW, "FAILED", "ACTIVE", 0)]
+    text = waited("why", *back, stopped=[stopped(OLD, 0), stopped()])
+    assert "deployment of mlflow-demo:2 (registry/mlflow-demo:1) did not come to be" in text
+    assert "ECS says: FAILED of 2\n" in text
+    assert "The former version still serves: mlflow-demo:1 with 2 task(s).\n" in text
+    assert text.endswith("Task t1 stopped: It exited (exit code 3)\none\ntwo\n")
+    assert text.count("stopped:") == 1
+
+
+def test_what_ecs_has_forgotten_already_is_told_by_its_events() -> None:
+    events = [{"message": "reached a steady state."}, {"message": "deployment failed: tasks failed to start."}]
+    text = waited("why", deployment(OLD, "COMPLETED"), events=events, stopped=[stopped(code=None)])
+    assert "ECS says: deployment failed: tasks failed to start.\n" in text
+    assert "(exit code none)" in text
+
+
+def test_a_first_deployment_that_fails_leaves_nothing() -> None:
+    text = waited("why", deployment(NEW, "FAILED", running=0), events=[{"message": "unable to place a task"}])
+    assert "There is no former version, so nothing serves." in text
+    assert "unable to place a task" in text
