@@ -149,7 +149,7 @@ class Logs:
         return self._streams[definition]
 
     def last_lines(self, task: dict[str, Any]) -> list[str]:
-        if not self._lines or task["lastStatus"] != "STOPPED":
+        if not self._lines or "STOPPED" not in (task["lastStatus"], task.get("desiredStatus")):
             return []
         lines = []
         for group, prefix in self._of(task["taskDefinitionArn"]):
@@ -184,7 +184,7 @@ def describe(ecs: Any, logs: Any, cluster: str, arns: list[str], lines: int) -> 
             "arn": task["taskArn"],
             "task_definition": task["taskDefinitionArn"],
             "status": task["lastStatus"],
-            "reason": reason(task) if task["lastStatus"] == "STOPPED" else "",
+            "reason": reason(task),
             "exit_code": exit_code(task),
             "log": reader.last_lines(task),
         }

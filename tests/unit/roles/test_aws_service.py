@@ -301,5 +301,5 @@ def test_what_ecs_has_forgotten_already_is_told_by_its_events() -> None:
 
 def test_a_first_deployment_that_fails_leaves_nothing() -> None:
     text = waited("why", deployment(NEW, "FAILED", running=0), events=[{"message": "unable to place a task"}])
-    assert "There is no former version, so nothing serves." in text
+    assert "There is no former version that serves." in text
     assert "unable to place a task" in text

@@ -122,3 +122,9 @@ def test_many_tasks_are_asked_for_in_parts() -> None:
 
 def test_no_task_is_no_question() -> None:
     assert describe(Ecs(), Logs()) == []
+
+
+def test_a_task_that_is_stopping_says_why_already() -> None:
+    stopping = task("a", "DEACTIVATING", desiredStatus="STOPPED", stoppedReason="Task failed ELB health checks")
+    (told,) = describe(Ecs(stopping), Logs(a=["1"]))
+    assert (told["status"], told["reason"], told["log"]) == ("DEACTIVATING", "Task failed ELB health checks", ["1"])
