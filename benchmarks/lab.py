@@ -103,7 +103,7 @@ def start_database(client: DockerClient, image: str, authority: Authority, passw
     statements = setup_statements("bench_master", scram_verifier(password), None)
     files = {
         # Four servers with a pool in each worker share it: more connections than any of them would have to itself.
-        "postgresql.conf": server_settings(5432).replace("max_connections = 100", "max_connections = 400").encode(),
+        "postgresql.conf": server_settings(5432, connections=400).encode(),
         "pg_hba.conf": access_rules(True).encode(),
         "pg_ident.conf": b"rds postgres rdsadmin\nrds root rdsadmin\n",
         "server.crt": pem.certificate,

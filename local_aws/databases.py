@@ -27,6 +27,7 @@ from docker import DockerClient
 from docker.models.containers import Container
 from docker.types import EndpointConfig
 from moto.ec2.models import ec2_backends
+from moto.ec2.models.instance_types import INSTANCE_TYPES
 from moto.rds.models import DBInstance
 
 from local_aws.engine import File, container_log, put_files, remove_container
@@ -113,7 +114,18 @@ def access_rules(force_tls: bool) -> str:
     return f"local all all peer map=rds\nhost all rdsadmin all reject\n{kind} all all all scram-sha-256\n"
 
 
-def server_settings(port: int) -> str:
+def max_connections(instance_class: str) -> int:
+    """RDS's default: LEAST({DBInstanceClassMemory/9531392}, 5000), of the memory that the system leaves.
+
+    How much that is AWS does not say; 300 MiB is taken off. Source:
+    https://docs.aws.amazon.com/AmazonRDS/latest/UserGuide/CHAP_Limits.html#RDS_Limits.MaxConnections
+    """
+    known = INSTANCE_TYPES.get(instance_class.removeprefix("db."))
+    memory = int(known["MemoryInfo"]["SizeInMiB"]) if known else 1024
+    return min((memory - 300) * 2**20 // 9531392, 5000)
+
+
+def server_settings(port: int, connections: int) -> str:
     return "\n".join(
         [
             "data_directory = '/var/lib/rds/data'",
@@ -126,7 +138,7 @@ def server_settings(port: int) -> str:
             "ssl = on",
             "ssl_cert_file = '/etc/rds/server.crt'",
             "ssl_key_file = '/etc/rds/server.key'",
-            "max_connections = 100",
+            f"max_connections = {connections}",
             "timezone = 'UTC'",
             "",
         ]
@@ -282,11 +294,16 @@ class Databases:
             networking_config={str(network.network.name): endpoint},
         )
         certificate = self._authority.issue([database.address])
+        settings = server_settings(int(database.port or 5432), max_connections(str(database.db_instance_class)))
         setup = setup_statements(str(database.master_username), verifier, database.db_name)
         put_files(
             container,
             [
-                File("/etc/rds/postgresql.conf", server_settings(int(database.port or 5432)).encode(), 0o600),
+                File(
+                    "/etc/rds/postgresql.conf",
+                    server_settings(int(database.port or 5432), str(database.db_instance_class)).encode(),
+                    0o600,
+                ),
                 File("/etc/rds/pg_hba.conf", access_rules(forces_tls(database)).encode(), 0o600),
                 File("/etc/rds/pg_ident.conf", b"rds postgres rdsadmin\nrds root rdsadmin\n", 0o600),
                 File("/etc/rds/server.crt", certificate.certificate + self._authority.pem, 0o600),

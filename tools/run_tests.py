@@ -196,8 +196,9 @@ def all_parts() -> list[Part]:
         Part("lint", tuple(lint_checks()), PLAIN, limit=15 * 60),
         Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=25 * 60),
         Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
-        Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=20 * 60),
+        Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=30 * 60),
         Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
+        Part("topologies", tuple(pytest_checks("topologies")), PLAIN, limit=60 * 60),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
         Part("molecule", beside, PLAIN, limit=25 * 60 * len(beside)),
     ]
@@ -365,7 +366,9 @@ def run_parts(parts: Sequence[Part], runner: Runner) -> list[Outcome]:
 def main() -> None:
     """Run the chosen parts; end with the table, the line of counts and the status."""
     parser = argparse.ArgumentParser(description="Run the tests in named parts.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help="lint, unit, sanity, integration, e2e, molecule")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help="lint, unit, sanity, integration, e2e, topologies, molecule"
+    )
     times = Times()
     try:
         parts = choose(parser.parse_args().parts)

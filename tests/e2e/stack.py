@@ -56,14 +56,17 @@ class Run:
         return self
 
 
-def free_cidr(taken: set[str]) -> str:
-    """Return a /16 that no network of this machine overlaps, and that no other stack of this session has taken."""
+def free_cidr(taken: set[str], block: range = range(100, 250)) -> str:
+    """Return a /16 that no network of this machine overlaps, and that no other stack of this session has taken.
+
+    block: second numbers to choose from; sessions that run at the same time have blocks of their own.
+    """
     engine = docker.from_env()
     configs = [config for network in engine.networks.list() for config in network.attrs["IPAM"]["Config"] or []]
     used = [ipaddress.ip_network(config["Subnet"]) for config in configs if "Subnet" in config]
     routes = subprocess.run(["ip", "-4", "-o", "route"], capture_output=True, text=True, check=True).stdout.split()
     used += [ipaddress.ip_network(word) for word in routes if re.fullmatch(r"[0-9.]+/[0-9]+", word)]
-    candidates = (f"10.{number}.0.0/16" for number in range(100, 250))
+    candidates = (f"10.{number}.0.0/16" for number in block)
     found = next(
         cidr
         for cidr in candidates

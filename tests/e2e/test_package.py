@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ZONE
+from fixtures import ZONE
 from stack import BIN, ROOT, Account, Control, Run
 
 
