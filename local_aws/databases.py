@@ -299,11 +299,7 @@ class Databases:
         put_files(
             container,
             [
-                File(
-                    "/etc/rds/postgresql.conf",
-                    server_settings(int(database.port or 5432), str(database.db_instance_class)).encode(),
-                    0o600,
-                ),
+                File("/etc/rds/postgresql.conf", settings.encode(), 0o600),
                 File("/etc/rds/pg_hba.conf", access_rules(forces_tls(database)).encode(), 0o600),
                 File("/etc/rds/pg_ident.conf", b"rds postgres rdsadmin\nrds root rdsadmin\n", 0o600),
                 File("/etc/rds/server.crt", certificate.certificate + self._authority.pem, 0o600),
