@@ -181,7 +181,10 @@ def test_tasks_become_a_host(control: Control, account: Account, logged: dict[st
     assert account.client("ecs").list_clusters()["clusterArns"] == []
 
 
-def test_nothing_is_left(control: Control, account: Account, logged: dict[str, str]) -> None:
+def test_stack_on_half_of_its_way_is_torn_down(control: Control, account: Account, logged: dict[str, str]) -> None:
+    control.write(mlflow_topology="fleet", mlflow_fleet_size=1)
+    control.playbook("playbooks/provision.yml", timeout=1800).succeeded()
+    assert [name(host) for host in instances(account)] == [f"mlflow-{STACK}", f"mlflow-{STACK}-fleet-1"]
     run = control.playbook("teardown.yml", *TEARDOWN, timeout=1800).succeeded()
     assert f"0 resources left of the stack {STACK}" in run.text
     assert instances(account) == []
