@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import backup
 import psycopg2
 import schema
 from cryptography import x509
@@ -220,11 +221,15 @@ def create_databases(urls: dict[str, str]) -> dict[str, Any]:
 
 def setup() -> dict[str, Any]:
     """Prepare the databases; return what was done."""
+    os.environ["PGAPPNAME"] = backup.SESSION_NAME
     urls = schema.store_urls()
     done: dict[str, Any] = {"owner": "current", "databases": {}}
     if os.environ.get("MLFLOW_SETUP_LOGIN_PASSWORD"):
         done = create_databases(urls)
     before = schema.status()
+    if "outdated" in [state for store, state in before.items() if store != "admin"]:
+        # No two releases share a schema, and there is no way down: nothing is changed under a server that runs.
+        backup.alone(urls)
     if set(before.values()) != {"current"}:
         # What MLflow says of it is no result.
         with contextlib.redirect_stdout(sys.stderr):
