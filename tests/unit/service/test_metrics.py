@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import time
 import signal
 import subprocess
 
@@ -62,12 +63,13 @@ def test_the_workers_count_together(service: Service) -> None:
         assert service.ask(f"{EXPERIMENT}?experiment_id=0")[0] == 200
     assert service.ask(f"{EXPERIMENT}?experiment_id=7")[0] == 404
     assert service.ask(EXPERIMENT, login=(LOGIN[0], "wrong"))[0] == 401
-    found = metrics(service)
+    series = f'mlflow_http_requests_total{{method="GET",route="{EXPERIMENT}",status="%d"}}'
+    # A request is counted when its answer has gone.
+    end = time.monotonic() + 5
+    while series % 401 not in (found := metrics(service)) and time.monotonic() < end:
+        time.sleep(0.05)
     # One request more came from the fixture, which waited for the first answer.
-    counted = {
-        status: found[f'mlflow_http_requests_total{{method="GET",route="{EXPERIMENT}",status="{status}"}}']
-        for status in (200, 401, 404)
-    }
+    counted = {status: found[series % status] for status in (200, 401, 404)}
     assert counted == {200: 21, 401: 1, 404: 1}
     duration = f'mlflow_http_request_duration_seconds_%s{{method="GET",route="{EXPERIMENT}"}}'
     assert found[duration % "count"] == 23
