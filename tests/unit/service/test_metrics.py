@@ -5,9 +5,9 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import time
 import signal
 import subprocess
+import time
 
 import pytest
 from mlflow_service.metrics import Routes
