@@ -194,9 +194,9 @@ def all_parts() -> list[Part]:
     scenarios, beside = (tuple(molecule_checks(lane)) for lane in (HOSTS, PLAIN))
     return [
         Part("lint", tuple(lint_checks()), PLAIN, limit=15 * 60),
-        Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=25 * 60),
+        Part("unit", tuple(pytest_checks("unit")), PLAIN, limit=40 * 60),
         Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
-        Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=30 * 60),
+        Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=40 * 60),
         Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
         Part("topologies", tuple(pytest_checks("topologies")), PLAIN, limit=60 * 60),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
