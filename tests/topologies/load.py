@@ -20,6 +20,7 @@ from mlflow.tracking import MlflowClient
 
 CLIENTS = 4
 PAUSE = 0.05
+SLOW = 10.0
 
 
 class Load:
@@ -33,6 +34,7 @@ class Load:
         self.requests = 0
         self.longest = 0.0
         self.failures: list[dict[str, Any]] = []
+        self.slow: list[dict[str, Any]] = []
 
     def call(self, name: str, *words: Any, **more: Any) -> Any:
         """Make one call of the client, and note how it went."""
@@ -49,6 +51,8 @@ class Load:
             with self.lock:
                 self.requests += 1
                 self.longest = max(self.longest, time.time() - start)
+                if time.time() - start > SLOW:
+                    self.slow.append({"call": name, "at": start, "lasted": time.time() - start})
 
     def work(self) -> None:
         """Write a run and read it back, over and over."""
@@ -76,7 +80,10 @@ def main() -> None:
     load.ended.set()
     for thread in threads:
         thread.join()
-    print("RESULT", json.dumps({"requests": load.requests, "longest": load.longest, "failures": load.failures}))
+    print(
+        "RESULT",
+        json.dumps({"requests": load.requests, "longest": load.longest, "failures": load.failures, "slow": load.slow}),
+    )
 
 
 if __name__ == "__main__":
