@@ -48,8 +48,8 @@ COLOUR = r"\x1b\[[0-9;]*[A-Za-z]"
 DECORATION = re.compile(rf"^(?:{COLOUR}| )*\u2502(?:{COLOUR})* ?|{COLOUR}", re.MULTILINE)
 
 # Parts of one lane run one after the other, because they share what the machine has one of; the lanes run at once.
-CLOUD, HOSTS, PLAIN = "cloud", "hosts", "plain"
-# Scenarios for the lane that is the first to end, so that all three end at about the same time.
+CLOUD, HOSTS, MOVES, PLAIN = "cloud", "hosts", "moves", "plain"
+# Scenarios for the lane that is the first to end, so that all end at about the same time.
 BESIDE = {"alternative", "jobs"}
 
 
@@ -198,7 +198,7 @@ def all_parts() -> list[Part]:
         Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
         Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=40 * 60),
         Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
-        Part("topologies", tuple(pytest_checks("topologies")), PLAIN, limit=60 * 60),
+        Part("topologies", tuple(pytest_checks("topologies")), MOVES, limit=60 * 60),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
         Part("molecule", beside, PLAIN, limit=25 * 60 * len(beside)),
     ]
