@@ -29,8 +29,12 @@ class Connections:
     def __init__(self, module: AnsibleAWSModule) -> None:
         self.region, self._endpoint, arguments = get_aws_connection_info(module)
         self._arguments: dict[str, Any] = dict(arguments)
-        # One connection for each thread, or urllib3 throws them away.
-        config = Config(max_pool_connections=WORKERS, user_agent_extra="ansible/mlops.mlflow_aws")
+        # One connection for each thread, or urllib3 throws them away; as patient with a busy account as amazon.aws is (10 attempts).
+        config = Config(
+            max_pool_connections=WORKERS,
+            retries={"mode": "standard", "max_attempts": 10},
+            user_agent_extra="ansible/mlops.mlflow_aws",
+        )
         given = self._arguments.pop("aws_config", None)
         if given:
             config = config.merge(given if isinstance(given, Config) else Config(**given))
