@@ -17,7 +17,7 @@ demo: ## Stand up and verify an MLflow server on the local AWS; again: changes n
 demo-down: ## Remove what `make demo` built and stop the local AWS
 	$(run) demo down $(ARGS)
 
-test: ## Run every test that CI runs; PARTS="lint unit" runs only these
+test: ## Run every test that CI runs; PARTS="lint unit" runs only these, PARTS=topologies one more
 	$(run) run_tests $(PARTS)
 
 lint: ## Run the static checks only

@@ -1,8 +1,8 @@
-"""What a failed run of the tests says at its end."""
+"""What a run of the tests runs, and what a failed one says at its end."""
 
 from __future__ import annotations
 
-from tools.run_tests import Outcome, causes
+from tools.run_tests import Outcome, causes, choose
 
 MOLECULE = """\
 \x1b[36mINFO    \x1b[0m default ➜ side_effect: Executing
@@ -46,3 +46,8 @@ def test_a_second_run_that_changes_something_is_a_cause() -> None:
 def test_what_two_lanes_came_to_is_counted_together() -> None:
     both = Outcome("molecule", 2, 1, 0, 30.0, ["a"], ["why"]) + Outcome("molecule", 3, 1, 1, 20.0, ["b"], ["because"])
     assert both == Outcome("molecule", 5, 2, 1, 30.0, ["a", "b"], ["why", "because"])
+
+
+def test_part_that_takes_long_runs_when_it_is_named() -> None:
+    assert "topologies" not in [part.name for part in choose([])]
+    assert [part.name for part in choose(["topologies"])] == ["topologies"]
