@@ -55,7 +55,7 @@ BESIDE = {"alternative", "jobs"}
 
 @dataclass(frozen=True)
 class Part:
-    """A named part: its checks, the lane that it runs in, how many seconds it may take, and whether it must be named."""
+    """A named part: its checks, its lane, how many seconds it may take, and whether it must be named to run."""
 
     name: str
     checks: tuple[Check, ...]
