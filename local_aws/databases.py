@@ -41,6 +41,8 @@ LABEL = "local_aws.database"
 TRANSIENT = {"creating", "stopping", "starting", "deleting", "rebooting", "modifying"}
 START_SECONDS = 90.0
 STOP_SECONDS = 30
+# "Failover times are typically 60-120 seconds" (RDS User Guide, "Failing over a Multi-AZ DB instance")
+FAILOVER_SECONDS = 60.0
 SCRAM_ITERATIONS = 4096
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")
 FORCED_SINCE = 15  # RDS forces TLS by default from this major version on
@@ -208,6 +210,11 @@ class Databases:
     def reboot(self, database: DBInstance) -> None:
         database.status = "rebooting"
         self._submit(database, lambda: self._reboot(database))
+
+    def fail_over(self, database: DBInstance) -> None:
+        """Let the instance die as if its zone had gone; the standby, which has all that was committed, takes over."""
+        database.status = "rebooting"
+        self._submit(database, lambda: self._fail_over(database))
 
     def delete(self, database: DBInstance) -> None:
         """Remove the container; returns when it is gone, since moto forgets the database at once."""
@@ -379,6 +386,14 @@ class Databases:
         container.start()
         self._await_tls(database, container)
         database.status = "available"
+
+    def _fail_over(self, database: DBInstance) -> None:
+        container = self._container(database)
+        if container is None:
+            raise StartError("its container is gone")
+        container.kill()
+        time.sleep(FAILOVER_SECONDS)
+        self._start(database)
 
     def _reboot(self, database: DBInstance) -> None:
         container = self._container(database)

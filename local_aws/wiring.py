@@ -295,7 +295,7 @@ def _dns_name(address: str | None) -> str:
 
 def _databases(cloud: Cloud, patch: Patcher) -> None:
     create, modify, delete = RDSBackend.create_db_instance, RDSBackend.modify_db_instance, RDSBackend.delete_db_instance
-    stop, start, reboot = RDSBackend.stop_db_instance, RDSBackend.start_db_instance, RDSBackend.reboot_db_instance
+    stop, start, reboot = RDSBackend.stop_db_instance, RDSBackend.start_db_instance, RDSResponse.reboot_db_instance
     parameters = RDSBackend.modify_db_parameter_group
     endpoint = vars(DBInstance)["endpoint"].fget
     known = cloud.databases
@@ -334,6 +334,19 @@ def _databases(cloud: Cloud, patch: Patcher) -> None:
             known.delete(database)
         return database
 
+    def reboot_db_instance(self: RDSResponse) -> ActionResult:
+        known.settle(FINISH_SECONDS)
+        failover = str(self.params.get("ForceFailover")).lower() == "true"
+        database = self.backend.describe_db_instances(self.params["DBInstanceIdentifier"])[0]
+        if failover and not database.multi_az:
+            raise RDSClientError(
+                "InvalidParameterCombination", "Cannot force a failover of an instance that is not Multi-AZ."
+            )
+        result = reboot(self)
+        if database in known.known():
+            (known.fail_over if failover else known.reboot)(database)
+        return result
+
     def following(
         original: Callable[..., DBInstance], action: Callable[[DBInstance], None]
     ) -> Callable[..., DBInstance]:
@@ -359,7 +372,7 @@ def _databases(cloud: Cloud, patch: Patcher) -> None:
     patch.setattr(RDSBackend, "delete_db_instance", delete_db_instance)
     patch.setattr(RDSBackend, "stop_db_instance", following(stop, known.stop))
     patch.setattr(RDSBackend, "start_db_instance", following(start, known.start))
-    patch.setattr(RDSBackend, "reboot_db_instance", following(reboot, known.reboot))
+    patch.setattr(RDSResponse, "reboot_db_instance", reboot_db_instance)
     patch.setattr(DBInstance, "endpoint", property(endpoint_when_there))
     _settled_descriptions(cloud, patch)
 

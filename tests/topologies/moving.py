@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,26 @@ def site(control: Control, **inputs: Any) -> None:
     print(f"\n{inputs}: {first.seconds:.0f} s, again {again.seconds:.0f} s")
 
 
+@dataclass
+class Seen:
+    """What the clients of a load saw; empty until they have ended."""
+
+    requests: int = 0
+    longest: float = 0.0
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    slow: list[dict[str, Any]] = field(default_factory=list)
+
+    def after(self, moment: float) -> list[dict[str, Any]]:
+        """The failures of requests that began after a moment."""
+        return [failure for failure in self.failures if failure["at"] > moment]
+
+
 @contextmanager
-def load(control: Control, python: Path) -> Iterator[dict[str, Any]]:
-    """Keep clients busy meanwhile; the dictionary is filled with what they saw at the end."""
-    seen: dict[str, Any] = {}
+def load(control: Control, python: Path, kind: str = "once") -> Iterator[Seen]:
+    """Keep clients busy meanwhile, of the kind that load.py says."""
+    seen = Seen()
     with subprocess.Popen(
-        [python, Path(__file__).with_name("load.py")],
+        [python, Path(__file__).with_name("load.py"), kind],
         env=control.client_environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -39,6 +54,16 @@ def load(control: Control, python: Path) -> Iterator[dict[str, Any]]:
         finally:
             process.stdin.close()
             output = process.stdout.read()
-    seen.update(json.loads(output.rpartition("RESULT ")[2]))
-    print(f"\nSlow: {seen['slow']}")
-    print(f"{seen['requests']} requests, longest {seen['longest']:.2f} s, {len(seen['failures'])} failed")
+    vars(seen).update(json.loads(output.rpartition("RESULT ")[2]))
+    print(f"\n{kind}: {seen.requests} requests, longest {seen.longest:.2f} s, {len(seen.failures)} failed")
+    for call in seen.slow + seen.failures[:20]:
+        print(call)
+
+
+@contextmanager
+def both_loads(control: Control, python: Path) -> Iterator[tuple[Seen, Seen]]:
+    """Keep clients of both kinds busy; those with MLflow's own retries must not see anything."""
+    with load(control, python, "stock") as users, load(control, python) as seen:
+        yield seen, users
+    assert seen.requests > 100 and users.requests > 100
+    assert users.failures == []

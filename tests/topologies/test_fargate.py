@@ -56,8 +56,8 @@ def test_deployment_fails_no_request(control: Control, logged: dict[str, str], m
     control.write(mlflow_server_extra_environment={"MLFLOW_LOGGING_LEVEL": "ERROR"})
     with load(control, mlflow_python) as seen:
         control.playbook("playbooks/configure.yml", timeout=1800).succeeded()
-    assert seen["requests"] > 100
-    assert seen["failures"] == []
+    assert seen.requests > 100
+    assert seen.failures == []
 
 
 def test_server_that_does_not_start_is_not_deployed(

@@ -371,6 +371,27 @@ def test_a_database_stops_and_starts_with_its_data(account: Account) -> None:
         assert cursor.fetchone() == (42,)
 
 
+def test_a_failover_takes_its_time_and_keeps_what_was_committed(account: Account) -> None:
+    rds = account.client("rds")
+    with pytest.raises(ClientError, match="InvalidParameterCombination"):
+        rds.reboot_db_instance(DBInstanceIdentifier="db", ForceFailover=True)
+    rds.modify_db_instance(DBInstanceIdentifier="db", MultiAZ=True, ApplyImmediately=True)
+    with contextlib.closing(account.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE committed AS SELECT 43 AS value")
+        connection.commit()
+        started = time.monotonic()
+        rds.reboot_db_instance(DBInstanceIdentifier="db", ForceFailover=True)
+        with pytest.raises(psycopg2.OperationalError):
+            account.connect(connect_timeout="3")
+        assert eventually(lambda: account.database_status() == "available", seconds=120)
+        assert time.monotonic() - started > 60
+        with pytest.raises(psycopg2.OperationalError):
+            cursor.execute("SELECT 1")
+    with contextlib.closing(account.connect()) as connection, connection.cursor() as cursor:
+        cursor.execute("SELECT value FROM committed")
+        assert cursor.fetchone() == (43,)
+
+
 def test_a_vpc_that_overlaps_is_refused_by_name(account: Account) -> None:
     ec2 = account.client("ec2")
     vpc = ec2.create_vpc(CidrBlock=account.cidr)["Vpc"]["VpcId"]
