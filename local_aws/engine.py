@@ -20,6 +20,7 @@ from local_aws.errors import LocalAwsError
 from local_aws.state import StateDir
 
 PULLED = "pulled.json"
+REMOVALS = 3  # how often a container is asked to go
 
 
 @dataclass(frozen=True)
@@ -75,13 +76,19 @@ def container_log(container: Container, lines: int = 400) -> str:
 
 def remove_container(container: Container) -> None:
     """Remove a container with its anonymous volumes; one that is gone or going is fine."""
-    try:
-        container.remove(force=True, v=True)
-    except docker.errors.NotFound:
-        return
-    except docker.errors.APIError as error:
-        if error.status_code != 409 or "removal" not in str(error):
-            raise
+    for attempt in range(1, REMOVALS + 1):
+        try:
+            container.remove(force=True, v=True)
+        except docker.errors.NotFound:
+            return
+        except docker.errors.APIError as error:
+            if error.status_code == 409 and "removal" in str(error):
+                return
+            # On a busy machine the engine gives up waiting for the end of what it has killed.
+            if "exit event" not in str(error) or attempt == REMOVALS:
+                raise
+        else:
+            return
 
 
 def remove_leftovers(client: DockerClient, state: StateDir) -> int:
