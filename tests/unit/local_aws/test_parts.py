@@ -303,7 +303,7 @@ def test_a_first_look_at_a_new_instance_waits_for_nothing(state: StateDir, monke
         monkeypatch.setattr(Instances, background, lambda *_: None)
     nothing: Any = None
     instances, instance = Instances(nothing, state, nothing, nothing), SimpleNamespace(id="i-new")
-    instances.launch(instance, None, nothing)  # type: ignore[arg-type]
+    instances.launch(instance, None, nothing)
     assert instances.seen(["i-new", "i-old"]) == ["i-old"]
     assert instances.seen(["i-new", "i-old"]) == ["i-new", "i-old"]
 
