@@ -2,8 +2,9 @@
 
 Usage: python -m benchmarks [PART ...] [--mib N] [--output FILE]
 
-Parts: install, latency, throughput, memory, artifacts, restart; without any, all. It needs Docker, and the environment
-that `make setup` makes; it makes its own machines and removes them. Well under ten minutes on two cores.
+Parts: install, latency, throughput, memory, artifacts, restart; without any, all of these, well under a quarter of an
+hour on two cores. Only when named: scaling and provisioning, which take as long again and write into docs/scaling.md.
+It needs Docker, and the environment that `make setup` makes; it makes its own machines and removes them.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from types import FrameType
 from typing import Any
 
 from benchmarks import contenders, lab, report
+from benchmarks.provisioning import provisioning
+from benchmarks.scaling import scaling
 from local_aws.errors import LocalAwsError
 from tools.console import ROOT, ProblemError, Times, exclusive, fail, say, state_dir
 
+SCALING = ROOT / "docs/scaling.md"
 FINDINGS = "\n## What was found"
-PARTS = ("install", "memory", "latency", "throughput", "artifacts", "restart")
+COMPARED = ("install", "memory", "latency", "throughput", "artifacts", "restart")
+DOCUMENTED = ("scaling", "provisioning")
+PARTS = (*COMPARED, *DOCUMENTED)
 LATENCY_ROUNDS, THROUGHPUT_ROUNDS, ARTIFACT_ROUNDS = 4, 3, 3
 
 
@@ -88,13 +94,22 @@ def units(machines: lab.Lab, action: str, names: list[str]) -> None:
         raise ProblemError(f"{problem}\n{journal}") from problem
 
 
-def facts(machines: lab.Lab, workers: int) -> dict[str, str]:
-    """Return what the figures depend on."""
+def machine_facts() -> dict[str, str]:
+    """Return what all figures depend on."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.split(":", 1)[1].strip()
             break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return {
+        "machine": f"{os.cpu_count()} CPUs ({model}), {memory:.0f} GiB, Linux {platform.release()}",
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    }
+
+
+def software_facts(machines: lab.Lab) -> dict[str, str]:
+    """Return what the servers' figures depend on."""
     program = (
         "import sys; from importlib.metadata import version as v; "
         "print('Python', sys.version.split()[0] + ',', ', '.join("
@@ -103,13 +118,11 @@ def facts(machines: lab.Lab, workers: int) -> dict[str, str]:
     packages = lab.run(machines.host, [contenders.PYTHON, "-c", program], "ask for versions").strip()
     nginx = lab.run(machines.host, ["sh", "-c", "nginx -v 2>&1"], "ask for nginx's version").strip().rpartition("/")[2]
     database = lab.run(machines.database, ["psql", "--version"], "ask for PostgreSQL's version").split()[2]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     system = lab.run(machines.host, ["sh", "-c", ". /etc/os-release; echo $PRETTY_NAME"], "ask for the system").strip()
+    workers = contenders.workers_of(machines)
     return {
-        "machine": f"{os.cpu_count()} CPUs ({model}), {memory:.0f} GiB, Linux {platform.release()}",
         "host": f"{system} in a container; {workers} workers in the role's servers and in bare, 4 in the tutorial's",
         "versions": f"{packages}, nginx {nginx}, PostgreSQL {database}",
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
@@ -119,45 +132,71 @@ def install(machines: lab.Lab, first: float) -> dict[str, Any]:
     return {"role": first, "again": again, "tutorial": lab.tutorial_seconds(machines, contenders.VERSION)}
 
 
-def bench(parts: list[str], mib: int) -> tuple[str, bool]:
-    """Run the parts; return the report, and whether all of them could be measured."""
-    times = Times()
-    results: dict[str, Any] = {}
-    failures: dict[str, str] = {}
-    load = f"{os.getloadavg()[0]:.1f}"
-    with exclusive("bench"), lab.running(state_dir() / "bench") as machines:
-        with times.step("set-up"):
+class Bench:
+    """The parts that are measured, one after the other."""
+
+    def __init__(self, parts: list[str], mib: int) -> None:
+        self.parts, self.mib = parts, mib
+        self.times = Times()
+        self.results: dict[str, Any] = {}
+        self.failures: dict[str, str] = {}
+        self.machine = machine_facts()
+
+    def attempt(self, part: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Measure a part, if it is wanted: what fails must not lose what was measured, nor hide in what was not."""
+        if part in self.parts:
+            try:
+                with self.times.step(part):
+                    self.results[part] = work()
+            except ProblemError as problem:
+                say(f"    {part} failed: {problem}")
+                self.failures[part] = str(problem).strip().splitlines()[-1]
+
+    def run(self) -> None:
+        """Measure, and keep what was found."""
+        directory = state_dir() / "bench"
+        directory.mkdir(mode=0o700, exist_ok=True)
+        load = f"{os.getloadavg()[0]:.1f}"
+        with exclusive("bench"):
+            if set(self.parts) != {"provisioning"}:
+                with lab.running(directory) as machines:
+                    self.measure_servers(machines)
+            # It needs none of those machines, and none must run beside it.
+            self.attempt("provisioning", lambda: provisioning(directory))
+        end = f"{os.getloadavg()[0]:.1f}"
+        self.machine["load average"] = f"{load} before, {end} at the end (the benchmark's own included)"
+        steps = ", ".join(f"{name} {seconds:.0f}" for name, seconds in self.times.steps)
+        self.machine["took"] = f"{self.times.elapsed():.0f} s: {steps}"
+        found = json.dumps({"results": self.results, "machine": self.machine}, indent=2)
+        (directory / "results.json").write_text(found)
+
+    def measure_servers(self, machines: lab.Lab) -> None:
+        """Set the host up, and measure what concerns servers."""
+        with self.times.step("set-up"):
             first = lab.converge(machines, "mlflow_database", "mlflow_server")
-            workers = contenders.set_up(machines)
+        self.machine |= software_facts(machines)
+        # First, because the host is what is cloned.
+        self.attempt("scaling", lambda: scaling(machines))
+        if set(COMPARED) & set(self.parts):
+            self.compare(machines, first)
 
-        def attempt(part: str, work: Callable[[], dict[str, Any]]) -> None:
-            # What fails must not lose what was measured before it, nor hide in what was not.
-            if part in parts:
-                try:
-                    with times.step(part):
-                        results[part] = work()
-                except ProblemError as problem:
-                    say(f"    {part} failed: {problem}")
-                    failures[part] = str(problem).strip().splitlines()[-1]
-
-        attempt("install", lambda: install(machines, first))
-        attempt("memory", lambda: {"workers": workers, **measure("memory", machines, mib)})
-        if {"latency", "throughput", "artifacts"} & set(parts):
-            with times.step("start of all servers"):
-                names = [name for request in request_of("await", machines, mib)["targets"] for name in request["units"]]
-                units(machines, "start", names)
-                measure("await", machines, mib)
+    def compare(self, machines: lab.Lab, first: float) -> None:
+        """Measure the server against the others; `first` is what the roles took on the fresh host."""
+        with self.times.step("set-up of the other servers"):
+            contenders.set_up(machines)
+        workers = contenders.workers_of(machines)
+        self.attempt("install", lambda: install(machines, first))
+        self.attempt("memory", lambda: {"workers": workers, **measure("memory", machines, self.mib)})
+        if {"latency", "throughput", "artifacts"} & set(self.parts):
+            with self.times.step("start of all servers"):
+                requests = request_of("await", machines, self.mib)
+                units(machines, "start", [name for request in requests["targets"] for name in request["units"]])
+                measure("await", machines, self.mib)
         for part in ("latency", "throughput"):
-            attempt(part, partial(measure, part, machines, mib))
-        attempt("artifacts", lambda: {"mib": mib, **measure("artifacts", machines, mib)})
+            self.attempt(part, partial(measure, part, machines, self.mib))
+        self.attempt("artifacts", lambda: {"mib": self.mib, **measure("artifacts", machines, self.mib)})
         # It stops all but one of the servers.
-        attempt("restart", lambda: measure("restart", machines, mib))
-        machine = facts(machines, workers)
-    end = f"{os.getloadavg()[0]:.1f}"
-    machine["load average"] = f"{load} before, {end} at the end (the benchmark's own included)"
-    machine["took"] = f"{times.elapsed():.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in times.steps)
-    (state_dir() / "bench/results.json").write_text(json.dumps({"results": results, "machine": machine}, indent=2))
-    return report.render(results, machine, failures), not failures
+        self.attempt("restart", lambda: measure("restart", machines, self.mib))
 
 
 def ended(number: int, _: FrameType | None) -> None:
@@ -168,21 +207,25 @@ def ended(number: int, _: FrameType | None) -> None:
 def main() -> None:
     """Measure, print the report and keep it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmark the stack.")
-    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS) + "; all, if none is named")
+    parser.add_argument(
+        "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all but the last two"
+    )
     parser.add_argument("--mib", type=int, default=256, help="size of the artifact (default: %(default)s)")
-    parser.add_argument("--output", type=Path, help="where to keep the report; all parts: benchmarks/results.md")
+    parser.add_argument("--output", type=Path, help="where to keep the report; no part named: benchmarks/results.md")
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.parts) - set(PARTS)):
         parser.error(f"there is no part {', '.join(unknown)}: the parts are {', '.join(PARTS)}")
     if not 1 <= arguments.mib <= 4096:
         parser.error("--mib must be between 1 and 4096")
     signal.signal(signal.SIGTERM, ended)
+    bench = Bench(arguments.parts or list(COMPARED), arguments.mib)
     try:
-        text, complete = bench(arguments.parts or list(PARTS), arguments.mib)
+        bench.run()
     except (LocalAwsError, ValueError) as error:
         fail(ProblemError(str(error)))
     except ProblemError as problem:
         fail(problem)
+    text = report.render(bench.results, bench.machine, bench.failures)
     say("\n" + text)
     # A part of the figures must not replace all of them.
     output = arguments.output or (None if arguments.parts else ROOT / "benchmarks/results.md")
@@ -192,7 +235,11 @@ def main() -> None:
         _, heading, findings = before.partition(FINDINGS)
         output.write_text(text + heading + findings)
         say(f"Kept in {output}")
-    raise SystemExit(0 if complete else 1)
+    for part in set(DOCUMENTED) & set(bench.results):
+        chapter = report.chapter(part, bench.results[part], bench.machine)
+        SCALING.write_text(report.replaced(SCALING.read_text(), part, chapter))
+        say(f"Kept {part} in {SCALING}")
+    raise SystemExit(1 if bench.failures else 0)
 
 
 if __name__ == "__main__":

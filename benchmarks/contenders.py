@@ -117,8 +117,14 @@ def one_worker(text: str) -> str:
     return text.replace("/bin/gunicorn ", "/bin/gunicorn --bind 127.0.0.1:5105 ")
 
 
-def set_up(lab: Lab) -> int:
-    """Write the units of all contenders and return the role's number of workers; nothing is started."""
+def workers_of(lab: Lab) -> int:
+    """Return the role's number of workers."""
+    found = re.search(r"--workers (\d+)", run(lab.host, ["cat", UNIT], "read mlflow.service"))
+    return int(found.group(1)) if found else 1
+
+
+def set_up(lab: Lab) -> None:
+    """Write the units of all contenders; nothing is started."""
     run(lab.host, ["mkdir", "-p", f"{FOLDER}/sqlite", f"{FOLDER}/postgresql"], "make directories")
     install_tutorial(lab)
     for name in ("bench_tutorial", "bench_bare", "bench_open"):
@@ -128,11 +134,9 @@ def set_up(lab: Lab) -> int:
     service = run(lab.host, ["cat", UNIT], "read mlflow.service")
     socket = run(lab.host, ["cat", UNIT.replace(".service", ".socket")], "read mlflow.socket")
     nginx = run(lab.host, ["cat", "/etc/nginx/nginx.conf"], "read nginx's configuration")
-    found = re.search(r"--workers (\d+)", service)
-    workers = int(found.group(1)) if found else 1
     mlflow = f"{FOLDER}/tutorial/bin/mlflow server -h 127.0.0.1"
     uvicorn = (
-        f"{PYTHON} -m uvicorn --host 127.0.0.1 --port 5104 --workers {workers} --loop uvloop --http httptools "
+        f"{PYTHON} -m uvicorn --host 127.0.0.1 --port 5104 --workers {workers_of(lab)} --loop uvloop --http httptools "
         "--no-access-log --timeout-worker-healthcheck 60 mlflow.server.fastapi_app:app"
     )
     files = {
@@ -166,7 +170,6 @@ def set_up(lab: Lab) -> int:
     put_files(lab.host, [File(f"{FOLDER}/measure.py", (Path(__file__).parent / "measure.py").read_bytes())])
     bundle = "cat /etc/mlflow/tls/ca.pem /etc/mlflow/artifact-store-ca.pem >" + f"{FOLDER}/ca.pem"
     run(lab.host, ["sh", "-c", bundle], "collect the authorities")
-    return workers
 
 
 def targets(lab: Lab) -> dict[str, dict[str, Any]]:

@@ -25,6 +25,7 @@ from local_aws.tls import Authority
 from tools.console import ROOT, ProblemError, say
 
 NETWORK = "mlflow-bench"
+CLONE = "mlflow-bench-clone"
 SUBNET = "10.89.0.0/24"
 GATEWAY = "10.89.0.1"
 HOST_ADDRESS = "10.89.0.10"
@@ -88,7 +89,8 @@ def start_host(client: DockerClient, image: str, name: str, address: str) -> Con
         network=NETWORK,
         networking_config={NETWORK: EndpointConfig(client.api.api_version, ipv4_address=address)},
     )
-    for _ in range(60):
+    # A clone starts its server as well.
+    for _ in range(240):
         _, output = container.exec_run(["systemctl", "is-system-running"])
         state = output.decode().strip() if isinstance(output, bytes) else ""
         if state in ("running", "degraded"):
@@ -135,8 +137,17 @@ def await_port(address: str, port: int) -> None:
     raise ProblemError(f"Nothing listens on {address}:{port}.")
 
 
+def remove_clones(client: DockerClient) -> None:
+    """Remove the clones of the host and their image."""
+    for container in client.containers.list(all=True, filters={"name": f"^{CLONE}-"}):
+        remove_container(container)
+    if client.images.list(name=CLONE):
+        client.images.remove(CLONE)
+
+
 def remove(client: DockerClient) -> None:
     """Remove the machines of this and of an interrupted run."""
+    remove_clones(client)
     for container in client.containers.list(all=True, filters={"name": f"^{NETWORK}-"}):
         remove_container(container)
     for network in client.networks.list(names=[f"^{NETWORK}$"]):

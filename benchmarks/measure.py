@@ -46,6 +46,8 @@ class Target:
         self.restart: list[str] = description.get("restart") or ["restart", *self.units[:1]]
         parts = urlsplit(description["url"])
         self.host = parts.hostname or ""
+        # Where it is reached, if that is not where its name leads.
+        self.address: str = description.get("address") or self.host
         self.tls = parts.scheme == "https"
         self.port = parts.port or (443 if self.tls else 80)
         self.user: str = description.get("user", "")
@@ -54,7 +56,7 @@ class Target:
 
     def connect(self) -> socket.socket:
         """Return a new connection."""
-        plain = socket.create_connection((self.host, self.port), timeout=120)
+        plain = socket.create_connection((self.address, self.port), timeout=120)
         plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return self.context.wrap_socket(plain, server_hostname=self.host) if self.context else plain
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.contenders import TITLES
@@ -41,7 +41,7 @@ class Report:
     """Collects the sections, and the list of aims."""
 
     def __init__(self) -> None:
-        self.sections: list[str] = []
+        self.sections: list[tuple[str, str]] = []
         self.aims: list[list[str]] = []
 
     def at_least(self, aim: float, figure: str, values: Sequence[float]) -> None:
@@ -56,7 +56,7 @@ class Report:
 
     def section(self, title: str, text: str, content: str) -> None:
         """Add a section."""
-        self.sections.append(f"## {title}\n\n{text}\n\n{content}")
+        self.sections.append((title, f"{text}\n\n{content}"))
 
     def install(self, data: Json) -> None:
         """Report the set-up."""
@@ -208,11 +208,134 @@ class Report:
         ]
         self.section("Restart", text, table(head, rows))
 
+    def scaling(self, data: Json) -> None:
+        """Report how throughput grows with servers, and what a request costs each part."""
+        sizes, share = data["sizes"], data["share"]
+
+        def figures(rounds: Sequence[Json], figure: Callable[[Json], float]) -> list[float]:
+            return [figure(found) for found in rounds]
+
+        def per_request(part: str) -> Callable[[Json], float]:
+            return lambda found: float(found[part] / found["requests"] * 1000)
+
+        def rate(found: Json) -> float:
+            return float(found["rate"])
+
+        def per_cpu_second(found: Json) -> float:
+            return float(found["requests"] / found["servers"])
+
+        def others(found: Json) -> float:
+            known = found["servers"] + found["database"] + found["client"]
+            return float((found["busy"] - known) / found["seconds"])
+
+        limited, free = sizes["limited"], sizes["free"]
+        one = limited["1"]
+        for size, least in (("2", 1.8), ("4", 3.6)):
+            values = ratios(figures(limited[size], rate), figures(one, rate))
+            self.at_least(least, f"requests/s, {share:g} CPU for each server: {size} servers / 1", values)
+        for size in ("2", "4"):
+            values = ratios(figures(limited[size], per_cpu_second), figures(one, per_cpu_second))
+            self.at_least(0.9, f"requests per CPU-second of the servers: {size} servers / 1", values)
+        head = [
+            "servers",
+            "requests/s",
+            "per CPU-second of the servers",
+            "CPU of the servers, ms a request",
+            "of PostgreSQL",
+            "of the clients",
+            "CPUs busy",
+            "by others",
+            "connections",
+            "p99 of the wait, ms",
+            "ended by",
+        ]
+
+        def rows(kind: Json) -> list[list[str]]:
+            return [
+                [
+                    size,
+                    spread(figures(rounds, rate), "{:.0f}"),
+                    spread(figures(rounds, per_cpu_second), "{:.0f}"),
+                    spread(figures(rounds, per_request("servers"))),
+                    spread(figures(rounds, per_request("database")), "{:.2f}"),
+                    spread(figures(rounds, per_request("client")), "{:.2f}"),
+                    spread([found["busy"] / found["seconds"] for found in rounds]),
+                    spread(figures(rounds, others)),
+                    str(max(found["connections"] for found in rounds)),
+                    spread([found["p99_ms"] for found in rounds], "{:.0f}"),
+                    ", ".join(sorted({found["ended_by"] for found in rounds})),
+                ]
+                for size, rounds in kind.items()
+            ]
+
+        cpus = one[0]["cpus"]
+        calls = [
+            [
+                call,
+                spread(figures(rounds, per_request("servers"))),
+                spread(figures(rounds, per_request("database")), "{:.2f}"),
+                spread([found["servers"] / found["database"] for found in rounds]),
+                spread([found["requests"] / found["database"] for found in rounds], "{:.0f}"),
+            ]
+            for call, rounds in [*data["calls"].items(), ("the mix", limited["4"])]
+        ]
+        text = (
+            f"{data['clients']} clients for each server, each on a kept connection with TLS and login and with a run "
+            "of its own, make the calls of a training in turn: create_run, get_experiment, seven log_metric, one "
+            f"log_batch of 100 metrics. All share one PostgreSQL and {cpus} CPUs, with the clients. What ended a "
+            "round: *servers*, when they used up nine tenths of what they may; *machine*, when nine tenths of all CPUs "
+            "were busy; else *waits*. *Others* is what else ran on the machine, the system's own work included."
+        )
+        content = (
+            f"Each server may use {share:g} CPU, so that the machine has room for all of them:\n\n"
+            f"{table(head, rows(limited))}\n"
+            "Without that limit, where one server can have the machine for itself:\n\n"
+            f"{table(head, rows(free))}\n"
+            "What a request of each kind costs, and so how many vCPUs of servers keep one vCPU of PostgreSQL busy (two "
+            "servers; the mix: four):\n\n"
+        )
+        columns = [
+            "call",
+            "CPU of the servers, ms",
+            "CPU of PostgreSQL, ms",
+            "vCPUs of servers for one of PostgreSQL",
+            "requests/s of one vCPU of PostgreSQL",
+        ]
+        self.section("Scaling", text, content + table(columns, calls))
+
+    def provisioning(self, data: Json) -> None:
+        """Report how long a fleet takes to stand."""
+
+        def rounds(playbook: str, size: str, field: str = "seconds") -> list[float]:
+            return [found[field] for found in data[playbook][size]]
+
+        sizes = list(data["provision"])
+        first, last = sizes[0], sizes[-1]
+        values = ratios(rounds("provision", last), rounds("provision", first))
+        self.at_most(1.3, f"provisioning time: {last} hosts / {first}", values)
+        rows = [
+            [
+                f"`playbooks/{playbook}.yml`",
+                size,
+                spread(rounds(playbook, size), "{:.0f}"),
+                *(spread(rounds(playbook, size, field), "{:.0f}") for field in ("control", "hosts", "busy")),
+            ]
+            for playbook in data
+            for size in sizes
+        ]
+        cpus = data["provision"][first][0]["cpus"]
+        text = (
+            "From an empty account of the local AWS each time. Hosts, PostgreSQL, the AWS itself and Ansible share "
+            f"{cpus} CPUs: *CPU-seconds* tell what a machine of their own would have to do."
+        )
+        head = ["playbook", "hosts", "seconds", "CPU-seconds of Ansible", "of the hosts", "of everything"]
+        self.section("Provisioning", text, table(head, rows))
+
 
 def render(results: Json, machine: Json, failures: Json) -> str:
     """Return the whole report."""
     report = Report()
-    for part in ("install", "latency", "throughput", "memory", "artifacts", "restart"):
+    for part in ("install", "latency", "throughput", "memory", "artifacts", "restart", "scaling", "provisioning"):
         if part in results:
             getattr(report, part)(results[part])
     if failures:
@@ -232,6 +355,30 @@ def render(results: Json, machine: Json, failures: Json) -> str:
             table(["server", "what it is"], rows),
             "## Aims\n",
             table(["figure", "aim", "measured", "reached"], report.aims),
-            "\n".join(report.sections),
+            "\n".join(f"## {title}\n\n{content}" for title, content in report.sections),
         ]
     )
+
+
+def chapter(part: str, data: Json, machine: Json) -> str:
+    """Return a part as a chapter of the documentation has it: under that one's own heading."""
+    report = Report()
+    getattr(report, part)(data)
+    facts = ", ".join(f"{name}: {machine[name]}" for name in ("date", "machine", "load average"))
+    aims = table(["figure", "aim", "measured", "reached"], report.aims)
+    return "\n".join(
+        [f'By `make bench ARGS="{part}"` ({facts}).\n', aims, *(content for _, content in report.sections)]
+    )
+
+
+def replaced(text: str, name: str, content: str) -> str:
+    """Return the text with what stands between the comments of a name replaced.
+
+    Raises: ValueError when it has no such place.
+    """
+    begin, end = f"<!-- {name}:begin -->\n", f"<!-- {name}:end -->"
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not first or not last:
+        raise ValueError(f"There is no place for {name}: {begin.strip()} and {end} must stand in the text.")
+    return before + begin + content.strip() + "\n" + end + after

@@ -69,6 +69,7 @@ class Instances:
         self._changed = threading.Condition()
         self._pool = ThreadPoolExecutor(8, thread_name_prefix="instance")
         self._known: dict[str, Instance] = {}
+        self._unseen: set[str] = set()
         self._expected_deaths: set[str] = set()
         self.problems: dict[str, str] = {}
         threading.Thread(target=self._watch, name="instance-events", daemon=True).start()
@@ -78,6 +79,7 @@ class Instances:
     def launch(self, instance: Instance, authorized_key: str | None, network: ContainerNetwork) -> None:
         """Boot a new instance in the background; it is `pending` until its SSH server answers."""
         self._known[instance.id] = instance
+        self._unseen.add(instance.id)
         set_state(instance, PENDING)
         self._submit(instance, lambda: self._boot(instance, authorized_key, network))
 
@@ -108,6 +110,13 @@ class Instances:
         container = self._container(instance)
         return console_text(container_log(container)) if container else ""
 
+    def seen(self, instance_ids: Iterable[str]) -> list[str]:
+        """Those that were looked at before: a first look at a new instance asks whether it exists, not for more."""
+        wanted = list(instance_ids)
+        found = [i for i in wanted if i not in self._unseen]
+        self._unseen.difference_update(wanted)
+        return found
+
     def settle(self, instance_ids: Iterable[str], seconds: float) -> None:
         """Wait until none of the instances is in a transient state, at most so long."""
         wanted = [self._known[i] for i in instance_ids if i in self._known]
@@ -124,6 +133,7 @@ class Instances:
                 self.terminate(instance)
         self.settle_all(STOP_SECONDS)
         self._known.clear()
+        self._unseen.clear()
         self.problems.clear()
 
     def find(self, network: ContainerNetwork, address: str) -> Instance | None:

@@ -89,19 +89,23 @@ def _instances(cloud: Cloud, patch: Patcher) -> None:
         return reservation
 
     def describe_instances(self: Any, filters: Any = None) -> list[Reservation]:
-        cloud.instances.settle_all(SETTLE_SECONDS)
+        # Only for what is described: AWS has no reason to wait for another instance that boots meanwhile.
+        selected: list[Reservation] = describe(self, filters)
+        cloud.instances.settle([i.id for r in selected for i in r.instances], SETTLE_SECONDS)
         found: list[Reservation] = describe(self, filters)
         return found
 
     def get_reservations_by_instance_ids(self: Any, instance_ids: list[str], filters: Any = None) -> list[Reservation]:
-        cloud.instances.settle(instance_ids, SETTLE_SECONDS)
+        cloud.instances.settle(cloud.instances.seen(instance_ids), SETTLE_SECONDS)
         found: list[Reservation] = describe_ids(self, instance_ids, filters)
         return found
 
     def describe_instance_status(
         self: Any, instance_ids: list[str], include_all_instances: bool, filters: Any
     ) -> list[Instance]:
-        cloud.instances.settle_all(SETTLE_SECONDS)
+        # Whoever includes instances in any state waits for none.
+        if not include_all_instances:
+            cloud.instances.settle_all(SETTLE_SECONDS)
         found: list[Instance] = status(self, instance_ids, include_all_instances, filters)
         return found
 

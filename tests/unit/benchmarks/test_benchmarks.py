@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import yaml
 from ansible.plugins.filter.core import to_bool
 from jinja2 import Environment
 
-from benchmarks import contenders, measure, report
+from benchmarks import __main__ as bench
+from benchmarks import contenders, lab, measure, report, scaling
 
 ROLE = Path(__file__).resolve().parents[3] / "roles/mlflow_server"
 
@@ -190,3 +193,117 @@ def test_every_part_appears_in_the_report() -> None:
         "| failed requests while the service restarts under load | at most 0 | 1.00 (1.00 to 1.00) | **no** |" in text
     )
     assert "| 256 MiB up: role / boto3 straight | at least 0.8 | 1.00 (1.00 to 1.00) | yes |" in text
+
+
+def test_the_hundredth_part_that_waited_longest_is_left_out() -> None:
+    assert scaling.percentile(range(1, 101), 0.99) == 99
+    assert scaling.percentile(range(1, 201), 0.99) == 198
+    assert scaling.percentile([7.0], 0.99) == 7.0
+
+
+@pytest.mark.parametrize(
+    ("used", "busy", "share", "by"),
+    [(4.6, 8, 0.25, "servers"), (4.4, 8, 0.25, "waits"), (4.4, 18, 0.25, "machine"), (9.0, 17, None, "waits")],
+)
+def test_a_round_is_ended_by_what_was_used_up(used: float, busy: float, share: float | None, by: str) -> None:
+    # Two servers for ten seconds on two processors.
+    found = {"servers": used, "busy": busy, "seconds": 10.0, "cpus": 2}
+    assert scaling.ended_by(found, 2, share) == by
+
+
+def test_clones_are_beside_the_host_and_not_in_the_place_of_another_machine() -> None:
+    found = scaling.clone_addresses(3)
+    assert len({*found, lab.HOST_ADDRESS, lab.DATABASE_ADDRESS, lab.TUTORIAL_ADDRESS, lab.GATEWAY}) == 7
+    assert all(ipaddress.ip_address(address) in ipaddress.ip_network(lab.SUBNET) for address in found)
+
+
+class CannedClient:
+    """Notes what it is asked for, and takes its time."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def perform(self, call: str, connection: object) -> None:
+        """Make a call."""
+        self.calls.append(call)
+        time.sleep(0.001)
+
+
+def test_clients_make_all_calls_in_turn_and_each_begins_with_another() -> None:
+    clients = scaling.Clients([], 0)
+    loads = [CannedClient() for _ in range(3)]
+    clients.loads = loads  # type: ignore[assignment]
+    clients.connections = [None] * 3  # type: ignore[list-item]
+    waits = clients.drive(["a", "b", "c"], 0.1)
+    assert [load.calls[:4] for load in loads] == [list("abca"), list("bcab"), list("cabc")]
+    assert len(waits) == sum(len(load.calls) for load in loads)
+    assert min(waits) >= 0.001
+
+
+def test_a_server_is_asked_at_its_address_for_the_name_of_all() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        url = f"http://mlflow.example.test:{port}"
+        target = measure.Target({"name": "one", "url": url, "address": "127.0.0.1", "units": []})
+        target.connect().close()
+    assert f"Host: mlflow.example.test:{port}\r\n".encode() in target.head("GET", "/", 0)
+
+
+def drive(rate: float, servers: float, ended_by: str = "servers") -> dict[str, Any]:
+    """What a round of ten seconds came to."""
+    return {
+        "requests": int(rate * 10),
+        "seconds": 10.0,
+        "rate": rate,
+        "servers": servers,
+        "database": 0.5,
+        "client": 0.1,
+        "busy": 12.0,
+        "cpus": 2,
+        "connections": 12,
+        "p99_ms": 321.0,
+        "ended_by": ended_by,
+    }
+
+
+def test_a_chapter_on_scaling_has_its_aims_tables_and_the_databases_share() -> None:
+    limited = {"1": [drive(25, 2.5), drive(20, 2.4)], "2": [drive(50, 5), drive(40, 4.8)], "4": [drive(80, 10)] * 2}
+    calls = {call: [drive(30, 5)] for call in scaling.CALLS}
+    data = {"share": 0.25, "clients": 8, "sizes": {"limited": limited, "free": limited}, "calls": calls}
+    machine = {"date": "today", "machine": "this one", "load average": "0.1"}
+    text = report.chapter("scaling", data, machine)
+    assert "| requests/s, 0.25 CPU for each server: 2 servers / 1 | at least 1.8 | 2.00 (2.00 to 2.00) | yes |" in text
+    assert "| requests/s, 0.25 CPU for each server: 4 servers / 1 | at least 3.6 | 3.60 (3.20 to 4.00) | yes |" in text
+    assert (
+        "| requests per CPU-second of the servers: 4 servers / 1 | at least 0.9 | 0.88 (0.80 to 0.96) | **no** |"
+        in text
+    )
+    assert "| 4 | 80 (80 to 80) | 80 (80 to 80) | 12.5 (12.5 to 12.5) | 0.62 (0.62 to 0.62) |" in text
+    assert "| log_batch | 16.7 (16.7 to 16.7) | 1.67 (1.67 to 1.67) | 10.0 (10.0 to 10.0) |" in text
+
+
+def test_a_chapter_on_provisioning_judges_by_the_ratio_of_each_round() -> None:
+    def found(seconds: float) -> dict[str, Any]:
+        return {"seconds": seconds, "control": 40.0, "hosts": 9.0, "busy": 80.0, "cpus": 2}
+
+    data = {
+        "provision": {"1": [found(60), found(100)], "4": [found(72), found(130)]},
+        "configure": {"1": [found(100)], "4": [found(250)]},
+    }
+    text = report.chapter("provisioning", data, {"date": "today", "machine": "this one", "load average": "0.1"})
+    assert "| provisioning time: 4 hosts / 1 | at most 1.3 | 1.25 (1.20 to 1.30) | yes |" in text
+    assert "| `playbooks/configure.yml` | 4 | 250 (250 to 250) | 40 (40 to 40) | 9 (9 to 9) | 80 (80 to 80) |" in text
+
+
+def test_a_chapter_goes_to_its_own_place() -> None:
+    text = "a\n<!-- x:begin -->\nold\n<!-- x:end -->\nb\n<!-- y:begin -->\n<!-- y:end -->\n"
+    first = report.replaced(text, "x", "new\n\n")
+    assert first == text.replace("old", "new")
+    assert report.replaced(first, "x", "new") == first
+    with pytest.raises(ValueError, match="no place for z"):
+        report.replaced(text, "z", "new")
+
+
+@pytest.mark.parametrize("part", bench.DOCUMENTED)
+def test_the_documentation_has_a_place_for_each_chapter(part: str) -> None:
+    assert report.replaced(bench.SCALING.read_text(), part, "figures")

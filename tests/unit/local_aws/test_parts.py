@@ -26,7 +26,7 @@ from werkzeug.serving import WSGIRequestHandler
 
 from local_aws import cli, databases, images, networks
 from local_aws.errors import LocalAwsError
-from local_aws.instances import console_text
+from local_aws.instances import Instances, console_text
 from local_aws.server import LOOPBACK, Listeners, secure_transport
 from local_aws.state import Settings, StateDir
 from local_aws.tls import Authority
@@ -296,6 +296,16 @@ def test_a_suite_without_a_base_is_told_apart(
     assert "cannot pull ubuntu:24.04" in capsys.readouterr().err
     assert cli.main(["images", "--suite", "trixie"]) == cli.NO_BASE
     assert "cannot debootstrap trixie because it is not installed" in capsys.readouterr().err
+
+
+def test_a_first_look_at_a_new_instance_waits_for_nothing(state: StateDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    for background in ("_watch", "_submit"):
+        monkeypatch.setattr(Instances, background, lambda *_: None)
+    nothing: Any = None
+    instances, instance = Instances(nothing, state, nothing, nothing), SimpleNamespace(id="i-new")
+    instances.launch(instance, None, nothing)
+    assert instances.seen(["i-new", "i-old"]) == ["i-old"]
+    assert instances.seen(["i-new", "i-old"]) == ["i-new", "i-old"]
 
 
 def test_a_console_is_plain_text() -> None:
