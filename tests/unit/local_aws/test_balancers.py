@@ -18,7 +18,6 @@ import docker.errors
 import pytest
 from botocore.exceptions import ClientError
 from cryptography import x509
-from moto import mock_aws
 
 from local_aws import certificates, corrections, images, wiring_balancers
 from local_aws.balancers import Balancers
@@ -324,17 +323,6 @@ def test_nobody_listens() -> None:
 # health, through the API; the load balancer itself does not start without an engine
 
 
-@pytest.fixture
-def moto_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    with mock_aws():
-        yield
-
-
 class NoContainers:
     """An engine without containers."""
 
@@ -343,7 +331,7 @@ class NoContainers:
 
 
 @pytest.fixture
-def balancers(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Balancers]:
+def balancers(account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Balancers]:
     def no_image(*_arguments: Any) -> str:
         raise LocalAwsError("There is no engine.")
 
@@ -421,7 +409,7 @@ def test_targets_are_checked_while_they_are_in_use_and_not_longer(
 
 
 @pytest.fixture
-def authority(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+def authority(account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     made = Authority(tmp_path / "ca.pem", tmp_path / "ca.key")
     certificates.connect(made, monkeypatch)
     return made
