@@ -425,8 +425,8 @@ def request_certificate(*names: str) -> tuple[str, dict[str, tuple[str, str]]]:
     return arn, {o["DomainName"]: (o["ResourceRecord"]["Name"], o["ResourceRecord"]["Value"]) for o in options}
 
 
-def put_record(zone: str, name: str, value: str) -> None:
-    change = {"Name": name, "Type": "CNAME", "TTL": 60, "ResourceRecords": [{"Value": value}]}
+def put_record(zone: str, name: str, value: str, kind: str = "CNAME") -> None:
+    change = {"Name": name, "Type": kind, "TTL": 60, "ResourceRecords": [{"Value": value}]}
     boto3.client("route53").change_resource_record_sets(
         HostedZoneId=zone, ChangeBatch={"Changes": [{"Action": "UPSERT", "ResourceRecordSet": change}]}
     )
@@ -465,6 +465,15 @@ def test_a_certificate_is_pending_until_the_right_record_is_in_a_public_zone(aut
     put_record(public, name, "_other.acm-validations.aws.")
     assert state(arn) == "PENDING_VALIDATION"
     put_record(public, name, value)
+    assert state(arn) == "ISSUED"
+
+
+def test_a_record_in_a_zone_that_nobody_is_led_to_proves_nothing(authority: Authority) -> None:
+    above, zone = create_zone("example.com"), create_zone("team.example.com")
+    arn, records = request_certificate("a.team.example.com")
+    put_record(zone, *records["a.team.example.com"])
+    assert state(arn) == "PENDING_VALIDATION"
+    put_record(above, "team.example.com", "ns-1.awsdns-1.com", "NS")
     assert state(arn) == "ISSUED"
 
 
