@@ -7,6 +7,7 @@ Sources: https://docs.aws.amazon.com/acm/latest/userguide/dns-validation.html
 https://docs.aws.amazon.com/acm/latest/APIReference/API_GetCertificate.html (RequestInProgressException)
 https://docs.aws.amazon.com/acm/latest/APIReference/API_CertificateDetail.html
 https://docs.aws.amazon.com/elasticloadbalancing/latest/APIReference/API_CreateListener.html (UnsupportedCertificate)
+https://docs.aws.amazon.com/Route53/latest/DeveloperGuide/dns-routing-traffic-for-subdomains.html
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from moto.core.responses import ActionResult
 from moto.core.utils import utcnow
 from moto.elbv2.exceptions import ELBClientError
 from moto.elbv2.models import ELBv2Backend
-from moto.route53.models import route53_backends
+from moto.route53.models import FakeZone, route53_backends
 
 from local_aws.patching import Patcher
 from local_aws.tls import Authority
@@ -38,15 +39,24 @@ def validation_record(account: str, domain: str) -> tuple[str, str]:
     return f"_{digest[:32]}.{base}.", f"_{digest[32:]}.mhbtsbpdnt.acm-validations.aws."
 
 
+def answering(account: str, name: str) -> FakeZone | None:
+    """The public hosted zone that the DNS asks for a name: the uppermost, or one below that NS records lead to."""
+    zones = route53_backends[account]["aws"].zones.values()
+    around = [zone for zone in zones if not zone.private_zone and f".{name}".endswith(f".{zone.name}")]
+    asked: FakeZone | None = None
+    for zone in sorted(around, key=lambda zone: len(zone.name)):
+        if asked is None or any(record.type == "NS" and record.name == zone.name for record in asked.rrsets):
+            asked = zone
+    return asked
+
+
 def proved(account: str, domain: str) -> bool:
-    """Whether a public hosted zone has the record that proves a domain."""
+    """Whether the DNS knows the record that proves a domain."""
     name, value = validation_record(account, domain)
-    for zone in list(route53_backends[account]["aws"].zones.values()):
-        if zone.private_zone or not name.endswith(f".{zone.name}"):
-            continue
-        for record in zone.rrsets:
-            if record.type == "CNAME" and record.name.rstrip(".").lower() == name.rstrip("."):
-                return any(entry.rstrip(".").lower() == value.rstrip(".") for entry in record.records)
+    zone = answering(account, name)
+    for record in zone.rrsets if zone else []:
+        if record.type == "CNAME" and record.name.rstrip(".").lower() == name.rstrip("."):
+            return any(entry.rstrip(".").lower() == value.rstrip(".") for entry in record.records)
     return False
 
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import http.client
 import ipaddress
 import json
-import shlex
 import socket
 import ssl
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -18,39 +15,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import boto3
-import botocore.config
 import docker
 import docker.errors
 import pytest
 from botocore.exceptions import ClientError
 from cryptography import x509
 from docker.types import EndpointConfig
+from running import RunningAccount, eventually, free_cidr, local_aws, variables
 
 from local_aws.engine import File, put_files
-from local_aws.networks import overlap, used_ranges
 from local_aws.state import StateDir
 from local_aws.tls import Authority
 
-ROOT = Path(__file__).parents[3]
 DOMAIN = "balancers.example"
 INTERVAL = 5  # the shortest that AWS takes
 TARGET = Path(__file__).with_name("target.py")
 PORT = 8443
-
-
-def local_aws(directory: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "local_aws", "--state-dir", str(directory), *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.1)
-    return condition()
 
 
 def error_of(call: Callable[..., Any], **arguments: Any) -> str | None:
@@ -75,26 +55,13 @@ class Answer:
 
 
 @dataclass
-class Account:
+class Account(RunningAccount):
     """A running account with a VPC of two public subnets."""
 
-    directory: Path
-    env: dict[str, str]
     cidr: ipaddress.IPv4Network
     vpc: str = ""
     subnets: list[str] = field(default_factory=list)
     targets: dict[str, str] = field(default_factory=dict)
-
-    def client(self, service: str) -> Any:
-        return boto3.client(
-            service,  # type: ignore[call-overload]
-            region_name=self.env["AWS_REGION"],
-            endpoint_url=self.env["AWS_ENDPOINT_URL"],
-            verify=self.env["AWS_CA_BUNDLE"],
-            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
-            config=botocore.config.Config(proxies={}, retries={"max_attempts": 1}),
-        )
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(local_aws(self.directory, "status")))
@@ -209,13 +176,10 @@ def forward(group: str) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     directory = tmp_path_factory.mktemp("balancers") / "state"
-    used = used_ranges(docker.from_env())
-    blocks = (ipaddress.IPv4Network(f"10.{number}.0.0/16") for number in range(200, 250))
-    cidr = next(block for block in blocks if overlap(block, used) is None)
+    cidr = free_cidr(range(200, 250))
     local_aws(directory, "start", "--zone", DOMAIN)
     try:
-        words = shlex.split(local_aws(directory, "env"))
-        made = Account(directory, dict(word.split("=", 1) for word in words if "=" in word), cidr)
+        made = Account(directory, variables(directory), cidr)
         made.make_vpc()
         yield made
     finally:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import json
 import os
 import shlex
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.config
 import docker
 import psycopg2
 import pytest
 from botocore.exceptions import ClientError
+from running import RunningAccount, eventually, free_cidr, local_aws, said, variables
 
-from local_aws.networks import overlap, used_ranges
 from local_aws.state import StateDir
 
-ROOT = Path(__file__).parents[3]
 PASSWORD = "p@ss/w:rd#100%&x"  # every character that a careless quoting or URL breaks on
 TRUST = {
     "Version": "2012-10-17",
@@ -50,52 +45,13 @@ SSH_OPTIONS = shlex.split(
 IMDS = "http://169.254.169.254/latest"
 
 
-def local_aws(directory: Path, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "local_aws", "--state-dir", str(directory), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=check,
-    )
-
-
-def variables(directory: Path) -> dict[str, str]:
-    words = shlex.split(local_aws(directory, "env").stdout)
-    return dict(word.split("=", 1) for word in words if "=" in word)
-
-
-def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.2)
-    return condition()
-
-
 @dataclass
-class Account:
+class Account(RunningAccount):
     """A running account, with one instance that has an Elastic IP and a role, and one database."""
 
-    directory: Path
-    env: dict[str, str]
     key: Path
     cidr: str
     ids: dict[str, str]
-
-    def client(self, service: str, **arguments: Any) -> Any:
-        return boto3.client(
-            service,  # type: ignore[call-overload]
-            region_name=self.env["AWS_REGION"],
-            endpoint_url=arguments.pop("endpoint_url", self.env["AWS_ENDPOINT_URL"]),
-            verify=self.env["AWS_CA_BUNDLE"],
-            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
-            config=botocore.config.Config(proxies={}, retries={"max_attempts": 1}),
-            **arguments,
-        )
 
     def instance(self) -> dict[str, Any]:
         found = self.client("ec2").describe_instances(InstanceIds=[self.ids["instance"]])
@@ -120,11 +76,11 @@ class Account:
         return self.ssh(f'curl -sS -f -H "X-aws-ec2-metadata-token: {token}" {IMDS}/{path}')
 
     def container(self, kind: str) -> Any:
-        status = json.loads(local_aws(self.directory, "status").stdout)
+        status = json.loads(local_aws(self.directory, "status"))
         return docker.from_env().containers.get(status[kind][0]["container"])
 
     def connect(self, password: str = PASSWORD, **arguments: str) -> Any:
-        database = json.loads(local_aws(self.directory, "status").stdout)["databases"][0]
+        database = json.loads(local_aws(self.directory, "status"))["databases"][0]
         name, _, port = database["endpoint"].rpartition(":")
         given: dict[str, Any] = {
             "host": name,
@@ -137,12 +93,6 @@ class Account:
             "sslrootcert": self.env["LOCAL_AWS_CA_FILE"],
         }
         return psycopg2.connect(**{**given, **arguments})
-
-
-def free_cidr() -> str:
-    used = used_ranges(docker.from_env())
-    blocks = (ipaddress.IPv4Network(f"10.{number}.0.0/16") for number in range(200, 250))
-    return str(next(block for block in blocks if overlap(block, used) is None))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +109,7 @@ def account(directory: Path) -> Account:
     local_aws(directory, "start", "--zone", "local.example")
     key = directory / "id_ed25519"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    made = Account(directory, variables(directory), key, free_cidr(), {})
+    made = Account(directory, variables(directory), key, str(free_cidr(range(200, 250))), {})
     ec2, rds, iam, s3 = (made.client(name) for name in ("ec2", "rds", "iam", "s3"))
     vpc = ec2.create_vpc(CidrBlock=made.cidr)["Vpc"]["VpcId"]
     prefix = made.cidr.removesuffix("0.0/16")
@@ -221,7 +171,7 @@ def account(directory: Path) -> Account:
 
 
 def test_a_second_start_is_a_no_op(account: Account) -> None:
-    again = local_aws(account.directory, "start")
+    again = said(account.directory, "start")
     assert "runs already" in again.stderr
     assert again.stdout.strip() == account.env["AWS_ENDPOINT_URL"]
 
@@ -459,7 +409,7 @@ def test_several_instances_boot_at_once_and_go_again(account: Account) -> None:
     assert len({i["PublicIpAddress"] for i in instances()} | {account.ids["address"]}) == 4
     ec2.terminate_instances(InstanceIds=ids)
     assert eventually(lambda: {i["State"]["Name"] for i in instances()} == {"terminated"})
-    assert len(json.loads(local_aws(account.directory, "status").stdout)["instances"]) == 1
+    assert len(json.loads(local_aws(account.directory, "status"))["instances"]) == 1
 
 
 def test_protection_and_final_snapshot_of_a_database(account: Account) -> None:
@@ -476,11 +426,11 @@ def test_protection_and_final_snapshot_of_a_database(account: Account) -> None:
 
 def test_a_killed_daemon_leaves_nothing_that_breaks_a_start(account: Account) -> None:
     container = account.container("instances")
-    pid = json.loads(local_aws(account.directory, "status").stdout)["pid"]
+    pid = json.loads(local_aws(account.directory, "status"))["pid"]
     os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: not json.loads(local_aws(account.directory, "status").stdout)["running"])
+    assert eventually(lambda: not json.loads(local_aws(account.directory, "status"))["running"])
     container.reload()  # still there: nobody cleaned up yet
-    started = local_aws(account.directory, "start")
+    started = said(account.directory, "start")
     assert started.stdout.strip() == account.env["AWS_ENDPOINT_URL"]
     assert variables(account.directory) == account.env
     with pytest.raises(docker.errors.NotFound):

@@ -14,71 +14,29 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import boto3
-import botocore.config
 import docker
 import docker.errors
 import pytest
 from botocore.exceptions import ClientError
+from running import ROOT, RunningAccount, eventually, free_cidr, local_aws, variables
 
 from local_aws.engine import File, archive
-from local_aws.networks import overlap, used_ranges
 
-ROOT = Path(__file__).parents[3]
 PLAYBOOK = Path(__file__).with_name("containers.yml")
 
 
-def local_aws(directory: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "local_aws", "--state-dir", str(directory), *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    return done.stdout
-
-
-def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := condition():
-            return found
-        time.sleep(0.2)
-    return condition()
-
-
-def free_cidr() -> str:
-    used = used_ranges(docker.from_env())
-    blocks = (ipaddress.IPv4Network(f"10.{number}.0.0/16") for number in range(100, 150))
-    return str(next(block for block in blocks if overlap(block, used) is None))
-
-
 @dataclass
-class Account:
+class Account(RunningAccount):
     """A running account with a repository that nothing was pushed to yet."""
 
-    directory: Path
-    env: dict[str, str]
     base: str
     images: set[str] = field(default_factory=set)
-
-    def client(self, service: str) -> Any:
-        return boto3.client(
-            service,  # type: ignore[call-overload]
-            region_name=self.env["AWS_REGION"],
-            endpoint_url=self.env["AWS_ENDPOINT_URL"],
-            verify=self.env["AWS_CA_BUNDLE"],
-            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
-            config=botocore.config.Config(proxies={}, retries={"max_attempts": 1}),
-        )
 
     def login(self) -> dict[str, str]:
         token = self.client("ecr").get_authorization_token()["authorizationData"][0]["authorizationToken"]
@@ -129,9 +87,7 @@ def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
     directory = tmp_path_factory.mktemp("containers")
     try:
         local_aws(directory, "start")
-        words = shlex.split(local_aws(directory, "env"))
-        env = dict(word.split("=", 1) for word in words if "=" in word)
-        made = Account(directory, env, json.loads(local_aws(directory, "images"))["host"])
+        made = Account(directory, variables(directory), json.loads(local_aws(directory, "images"))["host"])
         made.client("ecr").create_repository(
             repositoryName="app",
             imageTagMutability="IMMUTABLE",
@@ -303,9 +259,9 @@ def shell(task: dict[str, Any], command: str) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def world(account: Account) -> World:
-    ec2, iam, cidr = account.client("ec2"), account.client("iam"), free_cidr()
-    vpc = ec2.create_vpc(CidrBlock=cidr)["Vpc"]["VpcId"]
-    blocks = list(ipaddress.IPv4Network(cidr).subnets(new_prefix=24))
+    ec2, iam, cidr = account.client("ec2"), account.client("iam"), free_cidr(range(100, 150))
+    vpc = ec2.create_vpc(CidrBlock=str(cidr))["Vpc"]["VpcId"]
+    blocks = list(cidr.subnets(new_prefix=24))
     subnets = [
         ec2.create_subnet(VpcId=vpc, CidrBlock=str(block), AvailabilityZone=f"eu-central-1{zone}")["Subnet"]["SubnetId"]
         for block, zone in zip(blocks[1:3], "ab", strict=True)

@@ -2,41 +2,31 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import docker
 import pytest
-
-from local_aws.networks import overlap, used_ranges
-
-ROOT = Path(__file__).parents[3]
-
-
-def free_cidr() -> str:
-    used = used_ranges(docker.from_env())
-    blocks = (ipaddress.IPv4Network(f"10.{number}.0.0/16") for number in range(150, 200))
-    return str(next(block for block in blocks if overlap(block, used) is None))
+from running import ROOT, free_cidr, local_aws, variables
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
-    command = [sys.executable, "-m", "local_aws", "--state-dir", str(tmp_path / "state")]
-    subprocess.run([*command, "start"], cwd=ROOT, check=True, timeout=300)
+    local_aws(tmp_path / "state", "start")
     try:
-        done = subprocess.run([*command, "env"], cwd=ROOT, check=True, capture_output=True, text=True)
-        exported = dict(word.split("=", 1) for word in shlex.split(done.stdout) if "=" in word)
         plain = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-        yield {**plain, **exported, "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json", "ANSIBLE_FORCE_COLOR": "0"}
+        yield {
+            **plain,
+            **variables(tmp_path / "state"),
+            "ANSIBLE_STDOUT_CALLBACK": "ansible.posix.json",
+            "ANSIBLE_FORCE_COLOR": "0",
+        }
     finally:
-        subprocess.run([*command, "stop"], cwd=ROOT, check=True, timeout=120)
+        local_aws(tmp_path / "state", "stop")
 
 
 def run(playbook: str, environment: dict[str, str], *arguments: str) -> dict[str, Any]:
@@ -69,6 +59,6 @@ def test_the_second_run_changes_nothing(
 ) -> None:
     key = tmp_path / "id"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    arguments = ("-e", f"modules_cidr={free_cidr()}", "-e", f"modules_key={key}.pub")
+    arguments = ("-e", f"modules_cidr={free_cidr(range(150, 200))}", "-e", f"modules_key={key}.pub")
     assert len(changed(run(playbook, environment, *arguments))) > changes
     assert changed(run(playbook, environment, *arguments)) == []

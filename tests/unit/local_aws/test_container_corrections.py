@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from types import ModuleType
 from typing import Any
 
 import boto3
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
+from corrected_moto import use
 
 from local_aws.corrections import ecr_images, ecs_account_settings, ecs_clusters, ecs_scaling, fargate_tasks
 
-REGION = "eu-central-1"
+pytestmark = pytest.mark.usefixtures("account")
+
 ROLE = "arn:aws:iam::123456789012:role/execution"
 MANIFEST = json.dumps({"config": {"size": 7}, "layers": [{"digest": "sha256:1", "size": 30}, {"size": 12}]})
 TYPE = "application/vnd.docker.distribution.manifest.v2+json"
-
-
-@pytest.fixture(autouse=True)
-def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty account of moto, in this process."""
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": REGION}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with mock_aws():
-        yield
-
-
-@pytest.fixture(params=[False, True], ids=["moto", "corrected"])
-def corrected(request: pytest.FixtureRequest) -> bool:
-    """Whether the correction of a test is applied."""
-    return bool(request.param)
-
-
-def use(correction: ModuleType, corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if corrected:
-        correction.apply(monkeypatch)
 
 
 def message_of(call: Any, **arguments: Any) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import pkgutil
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import boto3
 import flask
 import pytest
 from botocore.exceptions import ClientError
-from moto import mock_aws
+from corrected_moto import use
 from moto.iam.access_control import IAMPolicy, PermissionResult
 
 from local_aws import corrections
@@ -31,7 +29,8 @@ from local_aws.corrections import (
 from local_aws.server import secure_transport
 from local_aws.tls import Authority, Pem
 
-REGION = "eu-central-1"
+pytestmark = pytest.mark.usefixtures("account")
+
 BUCKET = "bucket"
 TLS_ONLY = {
     "Version": "2012-10-17",
@@ -45,28 +44,6 @@ TLS_ONLY = {
         }
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty account of moto, in this process."""
-    for name, value in {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": REGION}.items():
-        monkeypatch.setenv(name, value)
-    for name in ("AWS_ENDPOINT_URL", "AWS_CA_BUNDLE", "AWS_PROFILE"):
-        monkeypatch.delenv(name, raising=False)
-    with mock_aws():
-        yield
-
-
-@pytest.fixture(params=[False, True], ids=["moto", "corrected"])
-def corrected(request: pytest.FixtureRequest) -> bool:
-    """Whether the correction of a test is applied."""
-    return bool(request.param)
-
-
-def use(correction: ModuleType, corrected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if corrected:
-        correction.apply(monkeypatch)
 
 
 def error_of(call: Any, **arguments: Any) -> str | None:

@@ -9,7 +9,6 @@ from contextlib import redirect_stdout
 from typing import Any
 
 import boto3
-import botocore.loaders
 import pytest
 from ansible.module_utils.testing import patch_module_args
 from ansible_collections.mlops.mlflow_aws.plugins.module_utils import _ecs_resources as engine
@@ -63,15 +62,6 @@ def read(kind: str, **options: Any) -> dict[str, Any]:
     answer = _run(ecs_resource_info, {"kind": kind, "name": "mlflow-demo", "region": REGION, **options})
     found: dict[str, Any] = answer["resource"]
     return found
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_loader() -> Iterator[None]:
-    """New sessions share what botocore has parsed, which takes most of the time."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.loaders, "create_loader", lambda *_: loader)
-        yield
 
 
 @pytest.fixture(autouse=True)

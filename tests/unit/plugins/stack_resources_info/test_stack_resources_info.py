@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import botocore.client
-import botocore.loaders
 import pytest
 import stack_account as make
 import yaml
@@ -41,15 +40,6 @@ def run(stack: str = "demo", **options: Any) -> dict[str, Any]:
         module.main()
     answer: dict[str, Any] = json.loads(printed.getvalue())
     return answer
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_loader() -> Iterator[None]:
-    """New sessions share what botocore has parsed; else parsing EC2's model alone takes most of the time."""
-    loader = botocore.loaders.create_loader()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(botocore.loaders, "create_loader", lambda *_: loader)
-        yield
 
 
 @pytest.fixture

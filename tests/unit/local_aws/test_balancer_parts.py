@@ -18,7 +18,6 @@ import docker.errors
 import pytest
 from botocore.exceptions import ClientError
 from cryptography import x509
-from moto import mock_aws
 
 from local_aws import certificates, corrections, images, wiring_balancers
 from local_aws.balancers import Balancers
@@ -324,17 +323,6 @@ def test_nobody_listens() -> None:
 # health, through the API; the load balancer itself does not start without an engine
 
 
-@pytest.fixture
-def moto_account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "x")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-central-1")
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
-    with mock_aws():
-        yield
-
-
 class NoContainers:
     """An engine without containers."""
 
@@ -343,7 +331,7 @@ class NoContainers:
 
 
 @pytest.fixture
-def balancers(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Balancers]:
+def balancers(account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Balancers]:
     def no_image(*_arguments: Any) -> str:
         raise LocalAwsError("There is no engine.")
 
@@ -421,7 +409,7 @@ def test_targets_are_checked_while_they_are_in_use_and_not_longer(
 
 
 @pytest.fixture
-def authority(moto_account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
+def authority(account: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Authority:
     made = Authority(tmp_path / "ca.pem", tmp_path / "ca.key")
     certificates.connect(made, monkeypatch)
     return made
@@ -437,8 +425,8 @@ def request_certificate(*names: str) -> tuple[str, dict[str, tuple[str, str]]]:
     return arn, {o["DomainName"]: (o["ResourceRecord"]["Name"], o["ResourceRecord"]["Value"]) for o in options}
 
 
-def put_record(zone: str, name: str, value: str) -> None:
-    change = {"Name": name, "Type": "CNAME", "TTL": 60, "ResourceRecords": [{"Value": value}]}
+def put_record(zone: str, name: str, value: str, kind: str = "CNAME") -> None:
+    change = {"Name": name, "Type": kind, "TTL": 60, "ResourceRecords": [{"Value": value}]}
     boto3.client("route53").change_resource_record_sets(
         HostedZoneId=zone, ChangeBatch={"Changes": [{"Action": "UPSERT", "ResourceRecordSet": change}]}
     )
@@ -477,6 +465,15 @@ def test_a_certificate_is_pending_until_the_right_record_is_in_a_public_zone(aut
     put_record(public, name, "_other.acm-validations.aws.")
     assert state(arn) == "PENDING_VALIDATION"
     put_record(public, name, value)
+    assert state(arn) == "ISSUED"
+
+
+def test_a_record_in_a_zone_that_nobody_is_led_to_proves_nothing(authority: Authority) -> None:
+    above, zone = create_zone("example.com"), create_zone("team.example.com")
+    arn, records = request_certificate("a.team.example.com")
+    put_record(zone, *records["a.team.example.com"])
+    assert state(arn) == "PENDING_VALIDATION"
+    put_record(above, "team.example.com", "ns-1.awsdns-1.com", "NS")
     assert state(arn) == "ISSUED"
 
 
