@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
 
 import pytest
-from moving import load, site
+from moving import instances, load, name, site
 from stack import Account, Control, free_cidr
 from user import client, wine
 
 STACK = "moves"
 TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_data=delete")
 MINE = [{"Name": "tag:mlflow:stack", "Values": [STACK]}]
-RUNNING = [{"Name": "instance-state-name", "Values": ["running"]}]
 
 
 @pytest.fixture(scope="module")
@@ -37,22 +35,11 @@ def logged(control: Control, mlflow_python: Path) -> dict[str, str]:
     return client(control, mlflow_python, "log")
 
 
-def instances(account: Account) -> list[dict[str, Any]]:
-    """The stack's running instances, by name."""
-    found = account.client("ec2").describe_instances(Filters=[*MINE, *RUNNING])["Reservations"]
-    every = [instance for group in found for instance in group["Instances"]]
-    return sorted(every, key=name)
-
-
-def name(instance: dict[str, Any]) -> str:
-    return str({tag["Key"]: tag["Value"] for tag in instance["Tags"]}["Name"])
-
-
 def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_topology="fleet")
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
     wine(control, mlflow_python)
-    hosts = instances(account)
+    hosts = instances(account, STACK)
     assert [name(host) for host in hosts] == [f"mlflow-{STACK}-fleet-{number}" for number in (1, 2, 3)]
     assert len({host["Placement"]["AvailabilityZone"] for host in hosts}) == 2
     assert account.client("ec2").describe_addresses()["Addresses"] == []
@@ -61,7 +48,7 @@ def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[s
 def test_hosts_of_a_fleet_are_reached_through_the_balancer_only(
     control: Control, account: Account, logged: dict[str, str]
 ) -> None:
-    address = instances(account)[0]["PublicIpAddress"]
+    address = instances(account, STACK)[0]["PublicIpAddress"]
     for port in (80, 443, 5000):
         with pytest.raises(OSError):
             socket.create_connection((address, port), timeout=3)
@@ -86,7 +73,7 @@ def test_rolling_change_fails_no_request(control: Control, logged: dict[str, str
 def test_fleet_is_torn_down(control: Control, account: Account, logged: dict[str, str]) -> None:
     run = control.playbook("teardown.yml", *TEARDOWN, timeout=1800).succeeded()
     assert f"0 resources left of the stack {STACK}" in run.text
-    assert instances(account) == []
+    assert instances(account, STACK) == []
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
     assert account.client("elbv2").describe_target_groups()["TargetGroups"] == []
     assert account.client("acm").list_certificates()["CertificateSummaryList"] == []
