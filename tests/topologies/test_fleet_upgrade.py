@@ -108,9 +108,8 @@ def test_a_host_that_is_lost_meanwhile_is_missed(control: Control, account: Acco
     cut += " 'systemctl stop ssh.socket ssh.service; pkill ^sshd'"
     control.on_host("ansible.builtin.command", cut, "--limit", second)
     control.write(mlflow_reboot_time="23:55")
-    refused = control.playbook("site.yml", timeout=1800).refused()
+    refused = control.playbook("playbooks/configure.yml", timeout=1800).refused()
     assert f"{second} did not come through, so clients are not led to the new servers" in refused.text
-    assert "PLAY [Lead the clients" not in refused.output
     account.client("ec2").reboot_instances(InstanceIds=[second])
     control.playbook("playbooks/configure.yml", timeout=1800).succeeded()
 
@@ -130,7 +129,7 @@ def test_a_host_that_breaks_stops_the_roll(
     control.on_host("ansible.builtin.shell", f"mv {UVLOOP} /root/uvloop", "--limit", first)
     control.write(mlflow_server_extra_environment={"MLFLOW_LOGGING_LEVEL": "WARNING"})
     with load(control, mlflow_python) as seen:
-        refused = control.playbook("site.yml", timeout=1800).refused()
+        refused = control.playbook("playbooks/configure.yml", timeout=1800).refused()
     assert f"{first} was not configured" in refused.text, refused.output[-6000:]
     assert "It stays out of the balancer, and the others serve on." in refused.text
     assert f"[{second}]" not in refused.output.partition("PLAY [Configure the hosts]")[2]
@@ -141,7 +140,7 @@ def test_a_host_that_breaks_stops_the_roll(
     assert f"without {second} the balancer finds 0 healthy. Nothing was removed." in refused.text
     assert healthy(account) == [second]
     control.on_host("ansible.builtin.shell", f"mv /root/uvloop $(dirname {UVLOOP})", "--limit", first)
-    control.playbook("site.yml", timeout=1800).succeeded()
+    control.playbook("playbooks/configure.yml", timeout=1800).succeeded()
     assert healthy(account) == [first, second]
 
 
