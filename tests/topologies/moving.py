@@ -10,7 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack import Control
+from stack import Account, Control
+
+
+def instances(account: Account, stack: str) -> list[dict[str, Any]]:
+    """The stack's running instances, by name."""
+    running = [{"Name": "instance-state-name", "Values": ["running"]}, {"Name": "tag:mlflow:stack", "Values": [stack]}]
+    found = account.client("ec2").describe_instances(Filters=running)["Reservations"]
+    every = [instance for group in found for instance in group["Instances"]]
+    return sorted(every, key=name)
+
+
+def name(instance: dict[str, Any]) -> str:
+    return str({tag["Key"]: tag["Value"] for tag in instance["Tags"]}["Name"])
 
 
 def site(control: Control, **inputs: Any) -> None:

@@ -12,14 +12,13 @@ from typing import Any
 import docker
 import pytest
 from docker.models.containers import Container
-from moving import both_loads, load, site
+from moving import both_loads, instances, load, name, site
 from stack import Account, Control, free_cidr
 from user import client, wine
 
 STACK = "moves"
 TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_data=delete")
 MINE = [{"Name": "tag:mlflow:stack", "Values": [STACK]}]
-RUNNING = [{"Name": "instance-state-name", "Values": ["running"]}]
 # How long requests still go to a host that is gone: two checks, five seconds apart, of up to four seconds, and some.
 NOTICED = 20
 # As many clients as load.py has: each has one request on its way at a time.
@@ -49,22 +48,11 @@ def logged(control: Control, mlflow_python: Path) -> dict[str, str]:
     return client(control, mlflow_python, "log")
 
 
-def instances(account: Account) -> list[dict[str, Any]]:
-    """The stack's running instances, by name."""
-    found = account.client("ec2").describe_instances(Filters=[*MINE, *RUNNING])["Reservations"]
-    every = [instance for group in found for instance in group["Instances"]]
-    return sorted(every, key=name)
-
-
-def name(instance: dict[str, Any]) -> str:
-    return str({tag["Key"]: tag["Value"] for tag in instance["Tags"]}["Name"])
-
-
 def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_topology="fleet")
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
     wine(control, mlflow_python)
-    hosts = instances(account)
+    hosts = instances(account, STACK)
     assert [name(host) for host in hosts] == [f"mlflow-{STACK}-fleet-{number}" for number in (1, 2, 3)]
     assert len({host["Placement"]["AvailabilityZone"] for host in hosts}) == 2
     assert account.client("ec2").describe_addresses()["Addresses"] == []
@@ -73,7 +61,7 @@ def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[s
 def test_hosts_of_a_fleet_are_reached_through_the_balancer_only(
     control: Control, account: Account, logged: dict[str, str]
 ) -> None:
-    address = instances(account)[0]["PublicIpAddress"]
+    address = instances(account, STACK)[0]["PublicIpAddress"]
     for port in (80, 443, 5000):
         with pytest.raises(OSError):
             socket.create_connection((address, port), timeout=3)
@@ -104,7 +92,7 @@ def machine(instance: dict[str, Any]) -> Container:
 def test_killed_server_costs_what_it_was_answering(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
-    victim = machine(instances(account)[0])
+    victim = machine(instances(account, STACK)[0])
     with both_loads(control, mlflow_python) as (seen, _):
         time.sleep(5)
         died = time.monotonic()
@@ -120,11 +108,11 @@ def test_dead_host_costs_what_it_was_answering_and_is_replaced(
     with both_loads(control, mlflow_python) as (seen, _):
         time.sleep(5)
         died = time.monotonic()
-        machine(instances(account)[0]).kill()
+        machine(instances(account, STACK)[0]).kill()
         time.sleep(40)
     assert seen.after(died + NOTICED) == []
     control.playbook("site.yml", timeout=1800).succeeded()
-    assert len(instances(account)) == 3
+    assert len(instances(account, STACK)) == 3
 
 
 @contextlib.contextmanager
@@ -145,7 +133,7 @@ def dark(machines: list[Container]) -> Iterator[None]:
 def test_loss_of_a_zone_costs_what_it_was_answering(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
-    hosts = instances(account)
+    hosts = instances(account, STACK)
     zone = hosts[0]["Placement"]["AvailabilityZone"]
     lost = [machine(host) for host in hosts if host["Placement"]["AvailabilityZone"] == zone]
     assert len(lost) == 2
@@ -177,7 +165,7 @@ def test_failover_of_the_database_costs_what_it_was_answering(
 def test_fleet_becomes_tasks(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_topology="fargate")
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
-    assert instances(account) == []
+    assert instances(account, STACK) == []
     groups = account.client("elbv2").describe_target_groups()["TargetGroups"]
     assert [group["TargetGroupName"] for group in groups] == [f"mlflow-{STACK}-ecs"]
 
@@ -185,7 +173,7 @@ def test_fleet_becomes_tasks(control: Control, account: Account, logged: dict[st
 def test_tasks_become_a_host(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_topology="host", mlflow_server_extra_environment={})
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
-    assert [name(host) for host in instances(account)] == [f"mlflow-{STACK}"]
+    assert [name(host) for host in instances(account, STACK)] == [f"mlflow-{STACK}"]
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
     assert account.client("ecs").list_clusters()["clusterArns"] == []
 
@@ -193,10 +181,10 @@ def test_tasks_become_a_host(control: Control, account: Account, logged: dict[st
 def test_stack_on_half_of_its_way_is_torn_down(control: Control, account: Account, logged: dict[str, str]) -> None:
     control.write(mlflow_topology="fleet", mlflow_fleet_size=1)
     control.playbook("playbooks/provision.yml", timeout=1800).succeeded()
-    assert [name(host) for host in instances(account)] == [f"mlflow-{STACK}", f"mlflow-{STACK}-fleet-1"]
+    assert [name(host) for host in instances(account, STACK)] == [f"mlflow-{STACK}", f"mlflow-{STACK}-fleet-1"]
     run = control.playbook("teardown.yml", *TEARDOWN, timeout=1800).succeeded()
     assert f"0 resources left of the stack {STACK}" in run.text
-    assert instances(account) == []
+    assert instances(account, STACK) == []
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
     assert account.client("elbv2").describe_target_groups()["TargetGroups"] == []
     assert account.client("acm").list_certificates()["CertificateSummaryList"] == []

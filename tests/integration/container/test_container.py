@@ -6,6 +6,7 @@ import base64
 import concurrent.futures
 import contextlib
 import datetime
+import functools
 import gzip
 import hashlib
 import http.client
@@ -461,6 +462,13 @@ def output(container: Container) -> tuple[int, str, str]:
     return status, container.logs(stderr=False).decode(), container.logs(stdout=False).decode()
 
 
+def query(laboratory: Laboratory, statement: str, database: str = "postgres") -> str:
+    """Ask PostgreSQL as its superuser."""
+    container = laboratory.engine.containers.get(laboratory.database)
+    command = ["psql", "-U", "rdsadmin", "-d", database, "-At", "-c", statement]
+    return cast(bytes, container.exec_run(command).output).decode().strip()
+
+
 @pytest.fixture(scope="module")
 def prepared(laboratory: Laboratory, image: Image) -> list[dict[str, Any]]:
     """Have two containers prepare the databases at once, and then a third one."""
@@ -582,11 +590,7 @@ def test_setup_prepares_an_empty_server_once(prepared: list[dict[str, Any]]) -> 
 
 
 def test_setup_closes_the_databases_and_uses_no_weak_password(laboratory: Laboratory, prepared: object) -> None:
-    def ask(query: str) -> str:
-        container = laboratory.engine.containers.get(laboratory.database)
-        command = ["psql", "-U", "rdsadmin", "-d", "postgres", "-At", "-c", query]
-        return cast(bytes, container.exec_run(command).output).decode().strip()
-
+    ask = functools.partial(query, laboratory)
     assert ask("SELECT rolcanlogin, rolcreatedb, rolcreaterole, rolsuper FROM pg_roles WHERE rolname='mlflow'") == (
         "t|f|f|f"
     )
@@ -844,3 +848,40 @@ def test_a_stopping_server_loses_nothing(laboratory: Laboratory, image: Image, p
     assert status == 0, server.container.logs().decode()[-2000:]
     size = laboratory.s3.head_object(Bucket=BUCKET, Key="artifacts/drain/slow.bin")["ContentLength"]
     assert size == 40 * 65536
+
+
+def test_setup_changes_no_schema_under_a_server(laboratory: Laboratory, image: Image, server: Server) -> None:
+    """The last test of this file, because it ends the server."""
+    script = (
+        "import os\n"
+        "from alembic import command\n"
+        "from mlflow.store.db.utils import _get_alembic_config\n"
+        "command.downgrade(_get_alembic_config(os.environ['_MLFLOW_SERVER_FILE_STORE']), '-1')\n"
+    )
+    revision = "SELECT version_num FROM alembic_version"
+    newest = query(laboratory, revision, "mlflow")
+    container = laboratory.engine.containers.run(
+        image.reference,
+        ["-c", script],
+        detach=True,
+        entrypoint=["/opt/mlflow/bin/python"],
+        network=laboratory.network,
+        environment=environment(image),
+    )
+    status, _, words = output(laboratory.own(container))
+    assert status == 0, words
+    outdated = query(laboratory, revision, "mlflow")
+    assert outdated != newest
+
+    status, printed, words = output(start(laboratory, image, "setup"))
+    assert (status, printed) == (1, "")
+    assert f"A server still uses the tracking database, from {server.address};" in words
+    assert query(laboratory, revision, "mlflow") == outdated
+    assert server.ask("/ready")[0] == 200
+
+    server.container.stop()
+    status, printed, words = output(start(laboratory, image, "setup"))
+    assert status == 0, words
+    assert json.loads(printed)["before"]["tracking"] == "outdated"
+    assert json.loads(printed)["after"]["tracking"] == "current"
+    assert query(laboratory, revision, "mlflow") == newest
