@@ -233,7 +233,9 @@ def db_proxy(name: str, tags: Tags) -> str:
     client("rds").create_db_proxy(
         DBProxyName=name,
         EngineFamily="POSTGRESQL",
-        Auth=[{"AuthScheme": "SECRETS", "SecretArn": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:of-a-proxy"}],
+        Auth=[
+            {"AuthScheme": "SECRETS", "SecretArn": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:of-a-proxy"}
+        ],
         RoleArn="arn:aws:iam::123456789012:role/of-a-proxy",
         VpcSubnetIds=default_subnets()[:2],
         Tags=_tags(tags),
