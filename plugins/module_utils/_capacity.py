@@ -22,8 +22,9 @@ RESERVED = 15
 
 DIRECT = 10
 """For what goes past a proxy: the schema step and the dump before it, clean-up, the first look of a run."""
-POOL = 10
-"""Connections of each pool of a server that works through a proxy, where they are not the database's."""
+POOL = 20
+"""Twice as many are the requests that a worker has in hand at the most (THREADS in mlflow_service/app.py), each with a
+connection to the proxy, where there is one; pools of that size never keep a worker from being started."""
 MOST_WORKERS = 8
 UNKNOWN_PERCENT = (75, 37)
 """What a proxy may open, alone and beside direct servers, where nobody can tell the memory of the class."""
@@ -95,9 +96,10 @@ def capacity(topology: str, servers: int, memory_mib: int, given: int = 0) -> Ca
 
 
 def pooled_per_server(topology: str, vcpus: int) -> int:
-    """What a server that works through a proxy holds towards it: full pools for a worker on each vCPU.
+    """What a server that works through a proxy may hold towards it: enough for a worker on each vCPU.
 
-    Two pools and the balancer's question for each worker, and for the one that stands by on a host; two for clean-up.
+    What each of its requests holds and the balancer's question, also for the worker that stands by on a host; two more
+    for clean-up.
     """
     workers = min(max(vcpus, 1), MOST_WORKERS) + (topology != "fargate")
     return 2 + workers * (2 * POOL + 1)
