@@ -248,7 +248,9 @@ def end(state: StateDir, pid: int) -> None:
 def status(state: StateDir) -> dict[str, Any]:
     running = state.daemon() if state.path.exists() else {}
     if not running:
-        nothing: dict[str, Any] = {kind: [] for kind in ("instances", "databases", "balancers", "networks")}
+        nothing: dict[str, Any] = {
+            kind: [] for kind in ("instances", "databases", "database_proxies", "balancers", "networks")
+        }
         return {"running": False, "pid": None, "endpoint": None, **nothing}
     return {
         "running": True,

@@ -65,9 +65,10 @@ class _Daemon:
         # moto reads its settings from the environment while it is imported
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
 
-        from local_aws import account, certificates, corrections, wiring, wiring_balancers
+        from local_aws import account, certificates, corrections, wiring, wiring_balancers, wiring_database_proxies
         from local_aws.balancers import Balancers
         from local_aws.containers import Containers
+        from local_aws.database_proxies import DatabaseProxies
         from local_aws.databases import Databases
         from local_aws.instances import Instances
         from local_aws.metadata import Metadata
@@ -95,12 +96,14 @@ class _Daemon:
         self._networks = Networks(client, state, self._listeners.open, self._listeners.close)
         self._instances = Instances(client, state, settings, self._networks)
         self._databases = Databases(client, state, settings, self._networks, authority)
+        self._proxies = DatabaseProxies(client, state, settings, self._networks, authority)
         self._balancers = Balancers(client, state, settings, self._networks)
         self._containers = Containers.make(client, state, settings, self._networks)
         patch = Permanent()
         account.furnish(patch)
         corrections.apply_all(patch)
         wiring.connect(wiring.Cloud(self._networks, self._instances, self._databases), patch)
+        wiring_database_proxies.connect(self._proxies, patch)
         certificates.connect(authority, patch)
         wiring_balancers.connect(self._balancers, self._networks, patch)
         self._containers.connect(settings, patch)
@@ -160,12 +163,14 @@ class _Daemon:
         return {
             "instances": self._instances.summary(),
             "databases": self._databases.summary(),
+            "database_proxies": self._proxies.summary(),
             "balancers": self._balancers.summary(),
             **self._containers.summary(),
             "networks": self._networks.names(),
             "problems": {
                 **self._instances.problems,
                 **self._databases.problems,
+                **self._proxies.problems,
                 **self._balancers.problems,
                 **self._containers.problems(),
             },
@@ -176,6 +181,7 @@ class _Daemon:
 
         self._containers.forget_all()
         self._instances.forget_all()
+        self._proxies.forget_all()
         self._databases.forget_all()
         self._balancers.forget_all()
         self._networks.drop_vpcs()

@@ -18,6 +18,7 @@ from local_aws.corrections import (
     iam_statements,
     rds_offers,
     rds_parameter_groups,
+    rds_proxies,
     rds_storage,
 )
 from local_aws.patching import Patcher
@@ -36,6 +37,7 @@ ALL = (
     iam_statements,
     rds_offers,
     rds_parameter_groups,
+    rds_proxies,
     rds_storage,
 )
 

@@ -20,6 +20,15 @@ SYSTEM_MIB = 300
 RESERVED = 15
 """For RDS itself, for superusers, and for a person who has to look; no server of a stack uses them."""
 
+DIRECT = 10
+"""For what goes past a proxy: the schema step and the dump before it, clean-up, the first look of a run."""
+POOL = 20
+"""Twice as many are the requests that a worker has in hand at the most (THREADS in mlflow_service/app.py), each with a
+connection to the proxy, where there is one; pools of that size never keep a worker from being started."""
+MOST_WORKERS = 8
+UNKNOWN_PERCENT = (75, 37)
+"""What a proxy may open, alone and beside direct servers, where nobody can tell the memory of the class."""
+
 NEEDED = {"host": 12, "fleet": 12, "fargate": 8}
 """What one server with one worker needs: two pools of two, a connection that answers the balancer, and two for what
 runs beside it; on a host as much again for the worker that stands by (roles/mlflow_server/vars/main.yml)."""
@@ -84,6 +93,33 @@ def largest_size(topology: str, share: int, min_tasks: int = 1) -> int:
 def capacity(topology: str, servers: int, memory_mib: int, given: int = 0) -> Capacity:
     """What a database with @memory_mib carries; @given is the share that a user has set, 0 for the computed one."""
     return Capacity(topology, servers, max_connections(memory_mib), given or share_of(memory_mib))
+
+
+def pooled_per_server(topology: str, vcpus: int) -> int:
+    """What a server that works through a proxy may hold towards it: enough for a worker on each vCPU.
+
+    What each of its requests holds and the balancer's question, also for the worker that stands by on a host; two more
+    for clean-up.
+    """
+    workers = min(max(vcpus, 1), MOST_WORKERS) + (topology != "fargate")
+    return 2 + workers * (2 * POOL + 1)
+
+
+def proxied(memory_mib: int, given: int = 0) -> int:
+    """How many connections a proxy may open when all servers work through it."""
+    room = max(max_connections(memory_mib) - RESERVED - DIRECT, 0)
+    return min(given, room) if given else room
+
+
+def proxy_percents(memory_mib: int, given: int = 0) -> tuple[int, int]:
+    """The same in percent of max_connections, as RDS Proxy wants it: alone, and while the servers of one topology hold
+    their direct share beside it, because the proxy was just built or is about to go."""
+    maximum = max_connections(memory_mib)
+    if not maximum:
+        return UNKNOWN_PERCENT
+    alone = proxied(memory_mib, given)
+    beside = min(proxied(memory_mib) - (given or share_of(memory_mib)), alone)
+    return max(alone * 100 // maximum, 1), max(beside * 100 // maximum, 1)
 
 
 def smallest_that_fits(topology: str, servers: int, memories: Mapping[str, int], given: int = 0) -> str:

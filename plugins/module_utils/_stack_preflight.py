@@ -45,6 +45,8 @@ class Inputs:
     fleet_size: int
     fargate_min_tasks: int
     fargate_max_tasks: int
+    fargate_cpu: int
+    database_proxy: bool
     database_identifier: str
     database_class: str
     database_engine_version: str
@@ -103,7 +105,8 @@ def ask(client: Client, region: str, inputs: Inputs) -> dict[str, Any]:
             ),
             "database": asked(
                 "look up what RDS offers",
-                "rds:DescribeDBEngineVersions, rds:DescribeOrderableDBInstanceOptions and rds:DescribeDBInstances",
+                "rds:DescribeDBEngineVersions, rds:DescribeOrderableDBInstanceOptions, rds:DescribeDBInstances"
+                " and rds:DescribeDBProxies",
                 lambda: _database(rds, inputs),
             ),
         }
@@ -139,7 +142,7 @@ def ask(client: Client, region: str, inputs: Inputs) -> dict[str, Any]:
         answer["connections"] = _guard(
             "ask what the database carries",
             "ec2:DescribeInstanceTypes and rds:DescribeOrderableDBInstanceOptions",
-            lambda: _connections(ec2, rds, inputs, answer["database"]),
+            lambda: _connections(ec2, rds, inputs, answer["database"], answer["instance_type"].get("vcpus", 1)),
         )
         return answer
 
@@ -273,7 +276,17 @@ def _database(rds: Any, inputs: Inputs) -> dict[str, Any]:
         "engine_version": version,
         "offered_majors": sorted({_numbers(name)[0] for name in offered}, key=int),
         "class_offered": class_offered,
+        "proxy_exists": _proxy_exists(rds, inputs.database_identifier),
     }
+
+
+def _proxy_exists(rds: Any, name: str) -> bool:
+    try:
+        return bool(rds.describe_db_proxies(DBProxyName=name)["DBProxies"])
+    except ClientError as error:
+        if error.response.get("Error", {}).get("Code") == "DBProxyNotFoundFault":
+            return False
+        raise
 
 
 def _running(rds: Any, identifier: str) -> dict[str, Any]:
@@ -298,7 +311,7 @@ def _memories(ec2: Any, classes: Iterable[str]) -> dict[str, int]:
     }
 
 
-def _connections(ec2: Any, rds: Any, inputs: Inputs, database: dict[str, Any]) -> dict[str, Any]:
+def _connections(ec2: Any, rds: Any, inputs: Inputs, database: dict[str, Any], vcpus: int) -> dict[str, Any]:
     """What the servers may hold, by the smaller one of the class that is asked for and the one that runs."""
     wanted, running = inputs.database_class, database["running_class"]
     memories = _memories(ec2, [name for name in (wanted, running) if name])
@@ -309,14 +322,23 @@ def _connections(ec2: Any, rds: Any, inputs: Inputs, database: dict[str, Any]) -
     found = _capacity.capacity(inputs.topology, servers, memory, given)
     # Where nobody can tell the memory of the class, what the user says is believed.
     fits = found.fits or (memory == 0 and found.needed <= given)
+    share, per_server = found.share, found.per_server
+    if inputs.database_proxy:
+        # What the servers hold is the proxy's; it lends no more than it may open, however many they are.
+        share, fits = _capacity.proxied(memory, given), True
+        on_fargate = inputs.topology == "fargate"
+        per_server = _capacity.pooled_per_server(inputs.topology, inputs.fargate_cpu // 1024 if on_fargate else vcpus)
+    alone, beside = _capacity.proxy_percents(memory, given)
     return {
         "database_class": counts,
         "memory_mib": memory,
         "max_connections": found.maximum,
         "usable": found.usable,
-        "share": found.share,
+        "share": share,
         "servers": servers,
-        "per_server": found.per_server,
+        "per_server": per_server,
+        "proxy_percent": alone,
+        "proxy_percent_beside": beside,
         "needed_per_server": _capacity.NEEDED[inputs.topology],
         "needed": found.needed,
         "largest_size": _capacity.largest_size(

@@ -53,7 +53,7 @@ WORDS = frozenset({
     "fleet", "group",
     "host", "http", "https", "igw", "image", "instance", "internet", "key", "lb", "log", "logs", "master",
     "mlflow", "nat", "network", "parameter", "parameters", "params", "password", "pg", "policy", "private",
-    "profile", "public", "record", "repository", "role", "route", "routes", "rt", "s3", "secret", "secrets",
+    "profile", "proxy", "public", "record", "repository", "role", "route", "routes", "rt", "s3", "secret", "secrets",
     "security", "server", "service", "setup", "sg", "snapshot", "storage", "subnet", "subnets", "target", "task",
     "template", "tg", "tls", "user", "volume", "vpc", "web",
 })
@@ -406,6 +406,12 @@ def _db_automated_backups(api: Api) -> Iterator[Candidate]:
         )
 
 
+def _db_proxies(api: Api) -> Iterator[Candidate]:
+    for item in api.items("describe_db_proxies", "DBProxies"):
+        state = item.get("Status", "")
+        yield _rds(item, "db_proxy", "DBProxyName", "DBProxyArn", part_of=_in_vpc(item), state=state)
+
+
 def _rds_tags(api: Api, candidate: Candidate) -> dict[str, str]:
     return _tags(api.items("list_tags_for_resource", "TagList", ResourceName=candidate.arn))
 
@@ -668,6 +674,14 @@ KINDS: tuple[Kind, ...] = (
         ("rds:DescribeDBInstanceAutomatedBackups",),
         _db_automated_backups,
         arn_types=("auto-backup:",),
+    ),
+    Kind(
+        "rds",
+        "db_proxy",
+        ("rds:DescribeDBProxies", "rds:ListTagsForResource"),
+        _db_proxies,
+        _rds_tags,
+        arn_types=("db-proxy:",),
     ),
     Kind("secretsmanager", "secret", ("secretsmanager:ListSecrets",), _secrets, arn_types=("secret:",)),
     Kind(

@@ -63,6 +63,14 @@ options:
         instance runs.
     type: str
     required: true
+  fargate_cpu:
+    description: CPU units of a task.
+    type: int
+    default: 1024
+  database_proxy:
+    description: Whether the servers work through a proxy that pools their connections.
+    type: bool
+    default: false
   database_connections:
     description: How many connections all servers may hold together; V(0) means half of what the database carries.
     type: int
@@ -162,12 +170,14 @@ database:
   description: What RDS says of the database.
   returned: always
   type: dict
-  sample: {"class_offered": true, "engine_version": "17.6", "exists": false, "offered_majors": ["14", "15", "16", "17"]}
+  sample: {"class_offered": true, "engine_version": "17.6", "exists": false, "offered_majors": ["16", "17"], "proxy_exists": false}
 connections:
   description:
     - How many connections the database carries (C(max_connections), of which the servers use C(usable) at the most), how
       many all servers of one topology may hold together (C(share)) and each of them (C(per_server)), for the number of
       C(servers) that can run at once, and whether that suffices (C(fits)).
+    - With a proxy C(share) is what the proxy may open, and C(per_server) what each server may hold towards it.
+      C(proxy_percent) is that share in percent, and C(proxy_percent_beside) what it may be while servers connect directly.
     - C(database_class) is the class that counts, the smaller one where the database is of another class than was asked
       for; its C(memory_mib) is 0 where EC2 has no type of that name. C(fitting_class) is the smallest class of
       the same family that carries the servers, where this one does not and there is one.
@@ -207,6 +217,8 @@ def main() -> None:
             "fleet_size": {"type": "int", "default": 2},
             "fargate_min_tasks": {"type": "int", "default": 2},
             "fargate_max_tasks": {"type": "int", "default": 3},
+            "fargate_cpu": {"type": "int", "default": 1024},
+            "database_proxy": {"type": "bool", "default": False},
             "database_identifier": {"type": "str", "required": True},
             "database_class": {"type": "str", "required": True},
             "database_engine_version": {"type": "str", "required": True},

@@ -101,7 +101,7 @@ notes:
     C(iam:GetInstanceProfile), C(iam:ListInstanceProfiles), C(iam:ListPolicies), C(iam:ListPolicyTags),
     C(iam:ListRoleTags), C(iam:ListRoles),
     C(rds:DescribeDBInstanceAutomatedBackups), C(rds:DescribeDBInstances), C(rds:DescribeDBParameterGroups),
-    C(rds:DescribeDBSnapshots), C(rds:DescribeDBSubnetGroups), C(rds:ListTagsForResource),
+    C(rds:DescribeDBProxies), C(rds:DescribeDBSnapshots), C(rds:DescribeDBSubnetGroups), C(rds:ListTagsForResource),
     C(secretsmanager:ListSecrets),
     C(ssm:DescribeParameters), C(ssm:ListTagsForResource),
     C(route53:ListHostedZones), C(route53:ListResourceRecordSets), C(route53:ListTagsForResources),

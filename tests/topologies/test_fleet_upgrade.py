@@ -134,8 +134,8 @@ def test_a_host_that_breaks_stops_the_roll(
     assert "It stays out of the balancer, and the others serve on." in refused.text
     assert f"[{second}]" not in refused.output.partition("PLAY [Configure the hosts]")[2]
     assert healthy(account) == [second]
-    assert seen["requests"] > 100
-    assert seen["failures"] == []
+    assert seen.requests > 100
+    assert seen.failures == []
     refused = control.playbook("playbooks/retire.yml", "-e", "mlflow_fleet_size=1").refused()
     assert f"without {second} the balancer finds 0 healthy. Nothing was removed." in refused.text
     assert healthy(account) == [second]
@@ -159,8 +159,8 @@ def test_a_smaller_fleet_serves_on(
     control.write(mlflow_fleet_size=1)
     with load(control, mlflow_python) as seen:
         control.playbook("site.yml", timeout=1800).succeeded()
-    assert seen["requests"] > 100
-    assert seen["failures"] == []
+    assert seen.requests > 100
+    assert seen.failures == []
     assert hosts(account) == healthy(account) == [first]
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
 

@@ -27,6 +27,7 @@ import ipaddress
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ ROOT = Path(sys.prefix)
 FOLDER = Path(os.environ.get("TMPDIR", "/tmp")) / "mlflow"
 # Any number will do, as long as all tasks of one server take the same; schema.py has another.
 SETUP_LOCK = 0x6D6C666C6F78
+# Seconds.
+POOLER_PATIENCE = 180
 
 
 def write_files() -> None:
@@ -219,6 +222,22 @@ def create_databases(urls: dict[str, str]) -> dict[str, Any]:
         ) from error
 
 
+def await_pooler() -> None:
+    """Wait until the server's own way to its databases works: a proxy learns a while later that there is a login.
+
+    Raises: SchemaError when it does not come to that.
+    """
+    urls, deadline = schema.service_urls(), time.monotonic() + POOLER_PATIENCE
+    while True:
+        try:
+            schema.status(urls)
+            return
+        except schema.SchemaError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)
+
+
 def setup() -> dict[str, Any]:
     """Prepare the databases; return what was done."""
     os.environ["PGAPPNAME"] = backup.SESSION_NAME
@@ -234,6 +253,7 @@ def setup() -> dict[str, Any]:
         # What MLflow says of it is no result.
         with contextlib.redirect_stdout(sys.stderr):
             schema.upgrade()
+    await_pooler()
     after = schema.status()
     changed = before != after or {done["owner"], *done["databases"].values()} != {"current"}
     return {"changed": changed, **done, "before": before, "after": after}

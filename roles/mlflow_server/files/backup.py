@@ -36,6 +36,13 @@ BACKUP_LOCK = schema.UPGRADE_LOCK + 1
 # By its own name this program knows the sessions of its like, on this host and on others, from those of a server.
 SESSION_NAME = "mlflow-backup"
 PATIENCE = 30
+# A pooler keeps its connections when the servers have gone, so of those only the ones count that are used: a server
+# behind a balancer answers /ready through one every ten seconds. By then PostgreSQL has counted all that was written.
+IN_USE = (
+    "state <> 'idle' OR state_change > now() - interval '15 s'"
+    if "MLFLOW_DIRECT_TRACKING_URI" in os.environ
+    else "TRUE"
+)
 # What a role may own in a schema, and how each is dropped. What an extension brought belongs to somebody else.
 EMPTY_SCHEMA = """
 SET client_min_messages = warning;
@@ -95,6 +102,7 @@ def alone(urls: dict[str, str]) -> None:
                 SELECT string_agg(DISTINCT coalesce(host(client_addr), 'the database host'), ', ')
                 FROM pg_stat_activity
                 WHERE datname = current_database() AND usename = current_user AND application_name <> '{SESSION_NAME}'
+                AND ({IN_USE})
             """
             while users := value(connection, query):
                 if time.monotonic() > deadline:

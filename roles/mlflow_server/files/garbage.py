@@ -111,9 +111,9 @@ class Store:
     def __init__(self) -> None:
         # The server's own class: it refuses a schema of another release, and workspaces that it would mix up.
         stores = module("mlflow.store.tracking.sqlalchemy_store")
-        self._store = stores.SqlAlchemyStore(
-            os.environ["_MLFLOW_SERVER_FILE_STORE"], os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"]
-        )
+        # Past a pooler, which would give the lock of a session to somebody else.
+        url = os.environ.get("MLFLOW_DIRECT_TRACKING_URI", os.environ["_MLFLOW_SERVER_FILE_STORE"])
+        self._store = stores.SqlAlchemyStore(url, os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"])
         models = module("mlflow.store.tracking.dbmodels.models")
         run, model, experiment = models.SqlRun, models.SqlLoggedModel, models.SqlExperiment
         self._version = module("mlflow.store.model_registry.dbmodels.models").SqlModelVersion

@@ -4,6 +4,8 @@ Run with the Python of a release. It reads only the environment that systemd han
 
   _MLFLOW_SERVER_FILE_STORE     URL of the tracking database, without a password
   MLFLOW_AUTH_CONFIG_PATH       MLflow's basic_auth.ini, which names the database of users; unset: no authentication
+  MLFLOW_DIRECT_TRACKING_URI    the same two databases past a pooler of transactions; unset: there is none
+  MLFLOW_DIRECT_AUTH_URI
   PGPASSWORD                    the password of both, for libpq
   MLFLOW_AUTH_ADMIN_USERNAME    the administrator; unset: leave the users alone
   MLFLOW_AUTH_ADMIN_PASSWORD
@@ -52,8 +54,8 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def store_urls() -> dict[str, str]:
-    """Return the SQLAlchemy URL of each store in use, by the store's name."""
+def service_urls() -> dict[str, str]:
+    """Return the SQLAlchemy URL by which the server reaches each store in use, by the store's name."""
     urls = {"tracking": os.environ["_MLFLOW_SERVER_FILE_STORE"]}
     if path := os.environ.get("MLFLOW_AUTH_CONFIG_PATH"):
         settings = configparser.ConfigParser()
@@ -61,6 +63,11 @@ def store_urls() -> dict[str, str]:
             settings.read_file(stream)
         urls["auth"] = settings["mlflow"]["database_uri"]
     return urls
+
+
+def store_urls() -> dict[str, str]:
+    """Return the URL of each store in use past a pooler, which would give a session's lock to somebody else."""
+    return {store: os.environ.get(f"MLFLOW_DIRECT_{store.upper()}_URI", url) for store, url in service_urls().items()}
 
 
 @contextmanager
@@ -143,7 +150,8 @@ def probe() -> dict[str, str]:
 
 def check() -> None:
     """Raise SchemaError unless each schema is exactly the one that this release brings."""
-    wrong = {store: state for store, state in status().items() if state != "current"}
+    # As the server will ask, of which there may be many: no connections of their own.
+    wrong = {store: state for store, state in status(service_urls()).items() if state != "current"}
     if wrong:
         raise SchemaError(
             f"The database schema does not belong to this release: {json.dumps(wrong)}. "

@@ -34,8 +34,9 @@ AWS: dict[str, Any] = {
         "engine_version": "16.9",
         "offered_majors": ["16"],
         "class_offered": True,
+        "proxy_exists": False,
     },
-    "connections": {"fits": True, "share": 32, "per_server": 32},
+    "connections": {"fits": True, "share": 32, "per_server": 32, "proxy_percent": 68, "proxy_percent_beside": 27},
     "certificate": {},
     "hosted_zone_id": "Z1",
 }
@@ -47,6 +48,8 @@ TOO_MANY = {
     "share": 32,
     "servers": 10,
     "per_server": 3,
+    "proxy_percent": 68,
+    "proxy_percent_beside": 27,
     "needed_per_server": 12,
     "needed": 120,
     "largest_size": 2,
@@ -307,7 +310,10 @@ def test_a_region_that_is_not_there_is_all_that_is_told() -> None:
 
 
 def test_the_outputs_tell_the_playbooks_what_they_need() -> None:
-    aws = {"connections": {"fits": True, "share": 88, "per_server": 44}, "topologies": ["host"]}
+    aws = {
+        "connections": {"fits": True, "share": 88, "per_server": 44, "proxy_percent": 68, "proxy_percent_beside": 27},
+        "topologies": ["host"],
+    }
     assert outputs(aws, mlflow_topology="fleet", **DOMAIN) == {
         "account": "123456789012",
         "architecture": "x86_64",
@@ -316,6 +322,9 @@ def test_the_outputs_tell_the_playbooks_what_they_need() -> None:
         "database_engine_version": "16.9",
         "connections": 88,
         "connections_per_server": 44,
+        "database_proxy_exists": False,
+        "database_proxy_percent": 68,
+        "database_proxy_percent_beside": 27,
         "topologies": ["host"],
         "public_name": "mlflow.example.com",
     }

@@ -86,6 +86,45 @@ def test_what_a_user_gives_counts_within_what_there_is() -> None:
     assert not capacity.capacity("fleet", 5, GIB, 65).fits  # of 79, fifteen are not for servers
 
 
+@pytest.mark.parametrize("gib", [1, 2, 4, 8, 16, 32, 64, 1024])
+@pytest.mark.parametrize("given", [0, 10, 32])
+def test_a_proxy_never_opens_more_than_the_database_has(gib: int, given: int) -> None:
+    """Neither alone nor beside servers that hold their direct share, as when it has just been built."""
+    maximum, mib = capacity.max_connections(gib * GIB), gib * GIB
+    alone, beside = (maximum * percent // 100 for percent in capacity.proxy_percents(mib, given))
+    assert 0 < beside <= alone <= maximum - capacity.RESERVED - capacity.DIRECT
+    assert beside + (given or capacity.share_of(mib)) <= maximum - capacity.RESERVED - capacity.DIRECT
+    if given:
+        assert alone <= max(given, maximum // 100)  # RDS takes whole percents, and no 0
+
+
+def test_a_class_that_nobody_knows_leaves_a_quarter() -> None:
+    assert capacity.proxy_percents(0) == (75, 37)
+
+
+@pytest.mark.parametrize(
+    ("topology", "vcpus", "held"),
+    [("host", 1, 84), ("host", 2, 125), ("fleet", 8, 371), ("fleet", 64, 371), ("fargate", 0, 43), ("fargate", 4, 166)],
+)
+def test_behind_a_proxy_each_vcpu_has_a_worker_with_room_for_its_requests(topology: str, vcpus: int, held: int) -> None:
+    assert capacity.pooled_per_server(topology, vcpus) == held
+
+
+def test_the_documented_table_of_the_proxy_is_the_arithmetic() -> None:
+    rows = re.findall(
+        r"^\| (\d+) GiB[^|]*\| (\d+) \| (\d+) % \| (\d+) \| (\d+) % \|(.*)\|$", SCALING.read_text(), re.MULTILINE
+    )
+    assert [int(row[0]) for row in rows] == [1, 2, 4, 8, 16, 32, 64]
+    for memory, maximum, alone, opens, beside, lent in rows:
+        mib = int(memory) * GIB
+        assert int(maximum) == capacity.max_connections(mib)
+        assert (int(alone), int(beside)) == capacity.proxy_percents(mib)
+        assert int(opens) == int(maximum) * int(alone) // 100
+        assert [cell.strip() for cell in lent.split("|")] == [
+            f"{int(opens) / n:.1f}" for n in (2, 4, 8, 16, 32, 64, 100)
+        ]
+
+
 def test_the_documented_table_is_the_arithmetic() -> None:
     rows = re.findall(r"^\| (\d+) GiB[^|]*\| `db\S+ \|(.*)\|$", SCALING.read_text(), re.MULTILINE)
     assert [int(memory) for memory, _ in rows] == [1, 2, 4, 8, 16, 32, 64]

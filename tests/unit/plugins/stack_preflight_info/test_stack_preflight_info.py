@@ -25,6 +25,8 @@ INPUTS = preflight.Inputs(
     fleet_size=2,
     fargate_min_tasks=2,
     fargate_max_tasks=4,
+    fargate_cpu=1024,
+    database_proxy=False,
     database_identifier="mlflow-demo",
     database_class="db.t4g.micro",
     database_engine_version="17",
@@ -57,12 +59,18 @@ def test_choose_version(wanted: str, running: str | None, chosen: str) -> None:
 
 
 class Rds:
-    """RDS's three questions, which moto does not know, answered in AWS's form."""
+    """RDS's questions, which moto does not know, answered in AWS's form."""
 
     CLASSES = ("db.t4g.micro", "db.t4g.small", "db.t4g.medium", "db.t4g.large", "db.r6g.large", "db.odd.large")
 
-    def __init__(self, running: str | None = None, orderable: bool = True, running_class: str = "db.t4g.micro") -> None:
-        self.running, self.orderable, self.running_class = running, orderable, running_class
+    def __init__(
+        self,
+        running: str | None = None,
+        orderable: bool = True,
+        running_class: str = "db.t4g.micro",
+        proxy: bool = False,
+    ) -> None:
+        self.running, self.orderable, self.running_class, self.proxy = running, orderable, running_class, proxy
         self.asked_for_all = False
 
     def get_paginator(self, name: str) -> Any:
@@ -93,6 +101,12 @@ class Rds:
         if self.running is None:
             raise ClientError({"Error": {"Code": "DBInstanceNotFound"}}, "DescribeDBInstances")
         return {"DBInstances": [{"EngineVersion": self.running, "DBInstanceClass": self.running_class}]}
+
+    def describe_db_proxies(self, **asked: str) -> dict[str, Any]:
+        assert asked == {"DBProxyName": "mlflow-demo"}
+        if not self.proxy:
+            raise ClientError({"Error": {"Code": "DBProxyNotFoundFault"}}, "DescribeDBProxies")
+        return {"DBProxies": [{"DBProxyName": "mlflow-demo"}]}
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +150,7 @@ def test_everything_is_there() -> None:
         "running_class": "",
         "engine_version": "17.6",
         "offered_majors": ["16", "17"],
+        "proxy_exists": False,
         "class_offered": True,
     }
 
@@ -190,6 +205,8 @@ def test_a_fleet_gets_its_share_each() -> None:
         "share": 88,
         "servers": 2,
         "per_server": 44,
+        "proxy_percent": 86,
+        "proxy_percent_beside": 41,
         "needed_per_server": 12,
         "needed": 24,
         "largest_size": 7,
@@ -219,6 +236,25 @@ def test_a_given_share_counts_up_to_what_the_database_carries() -> None:
     assert (found["fits"], found["share"], found["per_server"]) == (True, 60, 12)
     found = ask(REGION, Rds(), topology="fleet", fleet_size=5, database_connections=65)["connections"]
     assert (found["fits"], found["largest_size"]) == (False, 5)
+
+
+@pytest.mark.parametrize(
+    ("topology", "size", "per_server"),
+    [
+        ("host", {}, 125),
+        ("fleet", {"fleet_size": 100}, 125),
+        ("fargate", {"fargate_max_tasks": 100, "fargate_cpu": 2048}, 84),
+    ],
+)
+def test_behind_a_proxy_any_number_of_servers_fits(topology: str, size: dict[str, int], per_server: int) -> None:
+    found = ask(REGION, Rds(), topology=topology, database_proxy=True, **size)["connections"]
+    assert (found["fits"], found["share"], found["per_server"]) == (True, 54, per_server)
+    assert (found["proxy_percent"], found["proxy_percent_beside"]) == (68, 27)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_proxy_that_is_there_is_told(there: bool) -> None:
+    assert ask(REGION, Rds("17.5", proxy=there))["database"]["proxy_exists"] is there
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,20 @@ def db_parameter_group(name: str, tags: Tags) -> str:
     return name
 
 
+def db_proxy(name: str, tags: Tags) -> str:
+    client("rds").create_db_proxy(
+        DBProxyName=name,
+        EngineFamily="POSTGRESQL",
+        Auth=[
+            {"AuthScheme": "SECRETS", "SecretArn": f"arn:aws:secretsmanager:{REGION}:123456789012:secret:of-a-proxy"}
+        ],
+        RoleArn="arn:aws:iam::123456789012:role/of-a-proxy",
+        VpcSubnetIds=default_subnets()[:2],
+        Tags=_tags(tags),
+    )
+    return name
+
+
 def db_snapshot(name: str, tags: Tags, source: str = "") -> str:
     source = source or db_instance(f"source-{next(_numbers)}", {})
     client("rds").create_db_snapshot(DBSnapshotIdentifier=name, DBInstanceIdentifier=source, Tags=_tags(tags))
@@ -367,6 +381,7 @@ MAKERS: dict[str, Make] = {
         db_instance,
         db_subnet_group,
         db_parameter_group,
+        db_proxy,
         db_snapshot,
         db_automated_backup,
         secret,
