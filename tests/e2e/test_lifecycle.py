@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from botocore.exceptions import ClientError
 from stack import ROOT, Account, Control, Run
-from user import client, wine
+from user import client, wine, wine_served
 
 TEARDOWN = ("-e", "mlflow_teardown_confirm=e2e")
 
@@ -71,8 +71,9 @@ def test_client_reads_back_what_it_logged(control: Control, logged: dict[str, st
     assert seen["versions"] == 1
 
 
-def test_wine_example_trains_and_its_model_comes_back(control: Control, site: Run, mlflow_python: Path) -> None:
+def test_wine_example_trains_and_its_model_is_served(control: Control, site: Run, mlflow_python: Path) -> None:
     wine(control, mlflow_python)
+    wine_served(control, mlflow_python)
 
 
 def test_artifact_is_in_s3_and_run_in_postgresql(control: Control, account: Account, logged: dict[str, str]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from moving import load, site
 from stack import Account, Control, free_cidr
-from user import client, wine
+from user import client, wine, wine_served
 
 STACK = "tasks"
 NAME = f"mlflow-{STACK}"
@@ -38,6 +38,7 @@ def logged(control: Control, mlflow_python: Path) -> dict[str, str]:
 def test_tasks_serve(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
     wine(control, mlflow_python)
+    wine_served(control, mlflow_python)
     ecs = account.client("ecs")
     service = ecs.describe_services(cluster=NAME, services=[NAME])["services"][0]
     assert (service["desiredCount"], service["runningCount"]) == (2, 2)

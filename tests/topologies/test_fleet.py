@@ -14,7 +14,7 @@ import pytest
 from docker.models.containers import Container
 from moving import both_loads, instances, load, name, site
 from stack import Account, Control, free_cidr
-from user import client, wine
+from user import client, wine, wine_served
 
 STACK = "moves"
 TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_data=delete")
@@ -52,6 +52,7 @@ def test_host_becomes_a_fleet(control: Control, account: Account, logged: dict[s
     site(control, mlflow_topology="fleet")
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
     wine(control, mlflow_python)
+    wine_served(control, mlflow_python)
     hosts = instances(account, STACK)
     assert [name(host) for host in hosts] == [f"mlflow-{STACK}-fleet-{number}" for number in (1, 2, 3)]
     assert len({host["Placement"]["AvailabilityZone"] for host in hosts}) == 2
