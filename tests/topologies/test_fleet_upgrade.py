@@ -89,6 +89,7 @@ def test_an_upgrade_that_fails_leaves_the_older_release_on_all_hosts(
     assert f"changed: [{second}]" in refused.output.partition("[Stop them]")[2].partition("\nPLAY ")[0]
     assert f"{first} was not configured: MLflow 3.17.2 was not put to work" in refused.text, refused.output[-6000:]
     assert "The databases are as they were before. The release before runs again." in refused.text
+    assert "The others, which were stopped for it, were started again." in refused.text
     assert "PLAY [Lead the clients" not in refused.output
     assert releases(control) == ["3.16.0", "3.16.0"]
     eventually(lambda: healthy(account) == [first, second])
