@@ -20,7 +20,7 @@ description:
   - Needs C(sts:GetCallerIdentity) (always allowed), C(ec2:DescribeAddresses), C(ec2:DescribeAvailabilityZones),
     C(ec2:DescribeInstances), C(ec2:DescribeInstanceTypeOfferings), C(ec2:DescribeInstanceTypes),
     C(ec2:DescribeRegions), C(ec2:DescribeSubnets), C(ec2:DescribeVpcs), C(ecs:DescribeClusters),
-    C(elasticloadbalancing:DescribeTargetGroups), C(rds:DescribeDBEngineVersions), C(rds:DescribeDBInstances),
+    C(elasticloadbalancing:DescribeTargetGroups), C(rds:DescribeDBEngineVersions), C(rds:DescribeDBInstances), C(rds:DescribeDBProxies),
     C(rds:DescribeOrderableDBInstanceOptions), C(route53:ListHostedZonesByName) and C(acm:DescribeCertificate).
 options:
   stack:

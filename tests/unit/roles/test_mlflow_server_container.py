@@ -86,3 +86,19 @@ def test_no_secret_is_among_the_plain_variables() -> None:
     assert not set(plain) & {"PGPASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", "MLFLOW_AUTH_CONFIG_PATH"}
     assert plain["_MLFLOW_SERVER_FILE_STORE"].startswith("postgresql+psycopg2://mlflow@db.example.com:5432/mlflow?")
     assert "admin_username = admin" in plain["MLFLOW_SERVICE_BASIC_AUTH"]
+
+
+def test_a_server_behind_a_pooler_keeps_no_connection_and_knows_the_way_past_it() -> None:
+    environment = "{{ __mlflow_server_plain_environment | to_json }}"
+    direct = said(environment)
+    assert not [name for name in direct if name.startswith("MLFLOW_DIRECT_")]
+    assert "MLFLOW_SQLALCHEMYSTORE_POOLCLASS" not in direct
+    pooled = said(environment, mlflow_server_database_pooler_host="proxy.example.com")
+    assert pooled["MLFLOW_DIRECT_TRACKING_URI"] == direct["_MLFLOW_SERVER_FILE_STORE"]
+    assert "@proxy.example.com:5432/mlflow?sslmode=verify-full&" in pooled["_MLFLOW_SERVER_FILE_STORE"]
+    # SQLAlchemy refuses the sizes of a pool with it.
+    sizes = {name for name in pooled if name.startswith("MLFLOW_SQLALCHEMYSTORE_")}
+    assert sizes == {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS"}
+    assert pooled["MLFLOW_SQLALCHEMYSTORE_POOLCLASS"] == "NullPool"
+    # RDS Proxy refuses libpq's options.
+    assert "options=" not in pooled["_MLFLOW_SERVER_FILE_STORE"]

@@ -49,3 +49,32 @@ def test_a_probe_takes_everything_from_standard_input(
     assert json.loads(capsys.readouterr().out) == {"tracking": "tracking of a?x", "auth": "auth of b?x"}
     assert seen == [("a?x", authority, "new"), ("b?x", authority, "new")]
     assert os.environ.get("MLFLOW_AUTH_ADMIN_PASSWORD") == (admin["password"] if admin else None)
+
+
+def test_what_holds_a_session_goes_past_a_pooler_and_the_check_of_each_start_through_it(
+    schema: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    logins = tmp_path / "basic_auth.ini"
+    logins.write_text("[mlflow]\ndatabase_uri = pooled auth\n")
+    for name, value in {
+        "_MLFLOW_SERVER_FILE_STORE": "pooled tracking",
+        "MLFLOW_AUTH_CONFIG_PATH": str(logins),
+    }.items():
+        monkeypatch.setenv(name, value)
+    pooled = {"tracking": "pooled tracking", "auth": "pooled auth"}
+    assert schema.store_urls() == schema.service_urls() == pooled
+    for store in pooled:
+        monkeypatch.setenv(f"MLFLOW_DIRECT_{store.upper()}_URI", f"direct {store}")
+    assert schema.store_urls() == {"tracking": "direct tracking", "auth": "direct auth"}
+    asked: list[str] = []
+
+    @contextlib.contextmanager
+    def connected(url: str) -> Iterator[str]:
+        asked.append(url)
+        yield url
+
+    monkeypatch.setattr(schema, "connected", connected)
+    monkeypatch.setattr(schema, "schema_state", lambda connection, store: "current")
+    monkeypatch.setattr(schema, "admin_state", lambda connection: None)
+    schema.check()
+    assert asked == list(pooled.values())
