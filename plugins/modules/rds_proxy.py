@@ -343,7 +343,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "role_arn": {"type": "str"},
-            "secret_arn": {"type": "str"},
+            "secret_arn": {"type": "str", "no_log": False},
             "subnet_ids": {"type": "list", "elements": "str"},
             "security_group_ids": {"type": "list", "elements": "str"},
             "idle_client_timeout": {"type": "int"},

@@ -431,8 +431,11 @@ def test_the_documented_permissions_are_those_that_the_calls_take(monkeypatch: p
     monkeypatch.setattr(CLIENT, "_make_api_call", call)
     ask(REGION, Rds(), domain="example.com", certificate_arn=arn)
     documented = set(re.findall(r"C\(([a-z0-9-]+:[A-Z]\w+)\)", module.DOCUMENTATION))
-    of_rds = {"DescribeDBEngineVersions", "DescribeDBInstances", "DescribeOrderableDBInstanceOptions"}
-    assert documented == calls | {f"rds:{name}" for name in of_rds}
+    of_rds = {"EngineVersions", "Instances", "Proxies"}
+    assert documented == calls | {
+        "rds:DescribeOrderableDBInstanceOptions",
+        *(f"rds:DescribeDB{name}" for name in of_rds),
+    }
 
 
 def test_questions_are_asked_at_the_same_time() -> None:
