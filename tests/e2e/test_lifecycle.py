@@ -124,16 +124,17 @@ def test_instance_and_database_are_closed(account: Account, site: Run) -> None:
     assert database["StorageEncrypted"]
     assert database["DeletionProtection"]
     assert database["BackupRetentionPeriod"] == 7
-    groups = ec2.describe_security_groups(
-        GroupIds=[group["VpcSecurityGroupId"] for group in database["VpcSecurityGroups"]]
-    )["SecurityGroups"]
-    permissions = groups[0]["IpPermissions"]
-    assert [rule["FromPort"] for rule in permissions] == [5432]
-    assert not permissions[0]["IpRanges"]
-    servers = ec2.describe_security_groups(GroupIds=[pair["GroupId"] for pair in permissions[0]["UserIdGroupPairs"]])[
-        "SecurityGroups"
-    ]
-    assert {group["GroupName"] for group in servers} == {"mlflow-e2e-server", "mlflow-e2e-fleet", "mlflow-e2e-task"}
+    every = [{"Name": "tag:mlflow:stack", "Values": ["e2e"]}]
+    groups = {group["GroupId"]: group for group in ec2.describe_security_groups(Filters=every)["SecurityGroups"]}
+    of_the_database = [group["VpcSecurityGroupId"] for group in database["VpcSecurityGroups"]]
+    assert [groups[group]["GroupName"] for group in of_the_database] == ["mlflow-e2e-database"]
+    servers = {"mlflow-e2e-server", "mlflow-e2e-fleet", "mlflow-e2e-task"}
+    for name, clients in (("database", {*servers, "mlflow-e2e-proxy"}), ("proxy", servers)):
+        (rule,) = next(group for group in groups.values() if group["GroupName"] == f"mlflow-e2e-{name}")[
+            "IpPermissions"
+        ]
+        assert (rule["FromPort"], rule["ToPort"], rule["IpRanges"]) == (5432, 5432, [])
+        assert {groups[pair["GroupId"]]["GroupName"] for pair in rule["UserIdGroupPairs"]} == clients
     assert [group["GroupName"] for group in instance["SecurityGroups"]] == ["mlflow-e2e-server"]
 
 
