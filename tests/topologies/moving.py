@@ -25,6 +25,13 @@ def name(instance: dict[str, Any]) -> str:
     return str({tag["Key"]: tag["Value"] for tag in instance["Tags"]}["Name"])
 
 
+def clusters(account: Account) -> list[str]:
+    """The names of the clusters that are there; ECS remembers a deleted one for a while."""
+    ecs = account.client("ecs")
+    found = ecs.describe_clusters(clusters=ecs.list_clusters()["clusterArns"])["clusters"]
+    return [cluster["clusterName"] for cluster in found if cluster["status"] != "INACTIVE"]
+
+
 def site(control: Control, **inputs: Any) -> None:
     """Run site.yml with these inputs, and once more: nothing is left to change."""
     control.write(**inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from moving import load, site
+from moving import clusters, load, site
 from stack import Account, Control, free_cidr
 from user import client, wine, wine_served
 
@@ -78,10 +78,7 @@ def test_tasks_are_torn_down(control: Control, account: Account, logged: dict[st
     run = control.playbook("teardown.yml", *TEARDOWN, timeout=1800).succeeded()
     assert f"0 resources left of the stack {STACK}" in run.text
     ecs = account.client("ecs")
-    # ECS remembers a deleted cluster for a while.
-    assert [
-        cluster for cluster in ecs.describe_clusters(clusters=[NAME])["clusters"] if cluster["status"] != "INACTIVE"
-    ] == []
+    assert clusters(account) == []
     assert ecs.list_task_definitions(status="ACTIVE")["taskDefinitionArns"] == []
     assert account.client("ecr").describe_repositories()["repositories"] == []
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []

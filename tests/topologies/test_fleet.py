@@ -12,7 +12,7 @@ from typing import Any
 import docker
 import pytest
 from docker.models.containers import Container
-from moving import both_loads, instances, load, name, site
+from moving import both_loads, clusters, instances, load, name, site
 from stack import Account, Control, free_cidr
 from user import client, wine, wine_served
 
@@ -176,7 +176,7 @@ def test_tasks_become_a_host(control: Control, account: Account, logged: dict[st
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
     assert [name(host) for host in instances(account, STACK)] == [f"mlflow-{STACK}"]
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
-    assert account.client("ecs").list_clusters()["clusterArns"] == []
+    assert clusters(account) == []
 
 
 def test_stack_on_half_of_its_way_is_torn_down(control: Control, account: Account, logged: dict[str, str]) -> None:
