@@ -94,7 +94,7 @@ def test_killed_server_costs_what_it_was_answering(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
     victim = machine(instances(account, STACK)[0])
-    with both_loads(control, mlflow_python) as (seen, _):
+    with both_loads(control, mlflow_python) as seen:
         time.sleep(5)
         died = time.monotonic()
         assert victim.exec_run("systemctl kill --signal=KILL --kill-whom=all mlflow.service").exit_code == 0
@@ -106,7 +106,7 @@ def test_killed_server_costs_what_it_was_answering(
 def test_dead_host_costs_what_it_was_answering_and_is_replaced(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
-    with both_loads(control, mlflow_python) as (seen, _):
+    with both_loads(control, mlflow_python) as seen:
         time.sleep(5)
         died = time.monotonic()
         machine(instances(account, STACK)[0]).kill()
@@ -138,7 +138,7 @@ def test_loss_of_a_zone_costs_what_it_was_answering(
     zone = hosts[0]["Placement"]["AvailabilityZone"]
     lost = [machine(host) for host in hosts if host["Placement"]["AvailabilityZone"] == zone]
     assert len(lost) == 2
-    with both_loads(control, mlflow_python) as (seen, _):
+    with both_loads(control, mlflow_python) as seen:
         time.sleep(5)
         died = time.monotonic()
         with dark(lost):
@@ -151,7 +151,7 @@ def test_failover_of_the_database_costs_what_it_was_answering(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
     rds = account.client("rds")
-    with both_loads(control, mlflow_python) as (seen, _):
+    with both_loads(control, mlflow_python) as seen:
         time.sleep(5)
         rds.reboot_db_instance(DBInstanceIdentifier=f"mlflow-{STACK}", ForceFailover=True)
         deadline = time.monotonic() + 180
