@@ -46,19 +46,18 @@ class Load:
         """Make one call of the client, and note how it went."""
         start = time.monotonic()
         try:
-            return getattr(self.client, name)(*words, **more)
-        except Exception as error:
-            with self.lock:
-                self.failures.append(
-                    {"call": name, "at": start, "after": time.monotonic() - start, "error": str(error)[:300]}
-                )
-            return None
-        finally:
-            with self.lock:
-                self.requests += 1
-                self.longest = max(self.longest, time.monotonic() - start)
-                if time.monotonic() - start > SLOW:
-                    self.slow.append({"call": name, "at": start, "lasted": time.monotonic() - start})
+            answer, error = getattr(self.client, name)(*words, **more), None
+        except Exception as failure:
+            answer, error = None, str(failure)[:300]
+        lasted = time.monotonic() - start
+        with self.lock:
+            self.requests += 1
+            self.longest = max(self.longest, lasted)
+            if error is not None:
+                self.failures.append({"call": name, "at": start, "lasted": lasted, "error": error})
+            elif lasted > SLOW:
+                self.slow.append({"call": name, "at": start, "lasted": lasted})
+        return answer
 
     def work(self) -> None:
         """Write a run and read it back, over and over."""

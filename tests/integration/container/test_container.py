@@ -456,6 +456,21 @@ def start(laboratory: Laboratory, image: Image, command: str, **changes: str) ->
     )
 
 
+def run_script(laboratory: Laboratory, image: Image, script: str, variables: dict[str, str], **more: Any) -> Container:
+    """Run a script with the image's Python, as unconfined as an image is by default."""
+    return laboratory.own(
+        laboratory.engine.containers.run(
+            image.reference,
+            ["-c", script],
+            detach=True,
+            entrypoint=["/opt/mlflow/bin/python"],
+            network=laboratory.network,
+            environment=variables,
+            **more,
+        )
+    )
+
+
 def output(container: Container) -> tuple[int, str, str]:
     """Return a container's exit status and what it has printed."""
     status = container.wait(timeout=PATIENCE)["StatusCode"]
@@ -641,21 +656,14 @@ def test_the_stock_client_logs_a_run(laboratory: Laboratory, image: Image, serve
         "assert pathlib.Path(path).read_text() == 'x' * 100_000\n"
         "print(run.info.run_id)\n"
     )
-    container = laboratory.engine.containers.run(
-        image.reference,
-        ["-c", script],
-        detach=True,
-        entrypoint=["/opt/mlflow/bin/python"],
-        network=laboratory.network,
-        extra_hosts={"mlflow.test": server.address},
-        environment={
-            "MLFLOW_TRACKING_URI": "https://mlflow.test:8443",
-            "MLFLOW_TRACKING_USERNAME": "admin",
-            "MLFLOW_TRACKING_PASSWORD": SECRETS["server.admin_password"],
-            "MLFLOW_TRACKING_INSECURE_TLS": "true",
-        },
-    )
-    status, printed, words = output(laboratory.own(container))
+    client = {
+        "MLFLOW_TRACKING_URI": "https://mlflow.test:8443",
+        "MLFLOW_TRACKING_USERNAME": "admin",
+        "MLFLOW_TRACKING_PASSWORD": SECRETS["server.admin_password"],
+        "MLFLOW_TRACKING_INSECURE_TLS": "true",
+    }
+    container = run_script(laboratory, image, script, client, extra_hosts={"mlflow.test": server.address})
+    status, printed, words = output(container)
     assert status == 0, words
     run = printed.split()[-1]
     objects = laboratory.s3.list_objects_v2(Bucket=BUCKET, Prefix="artifacts/")["Contents"]
@@ -860,15 +868,7 @@ def test_setup_changes_no_schema_under_a_server(laboratory: Laboratory, image: I
     )
     revision = "SELECT version_num FROM alembic_version"
     newest = query(laboratory, revision, "mlflow")
-    container = laboratory.engine.containers.run(
-        image.reference,
-        ["-c", script],
-        detach=True,
-        entrypoint=["/opt/mlflow/bin/python"],
-        network=laboratory.network,
-        environment=environment(image),
-    )
-    status, _, words = output(laboratory.own(container))
+    status, _, words = output(run_script(laboratory, image, script, environment(image)))
     assert status == 0, words
     outdated = query(laboratory, revision, "mlflow")
     assert outdated != newest
