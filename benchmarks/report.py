@@ -277,7 +277,7 @@ class Report:
                 spread([found["servers"] / found["database"] for found in rounds]),
                 spread([found["requests"] / found["database"] for found in rounds], "{:.0f}"),
             ]
-            for call, rounds in [*data["calls"].items(), ("the mix", limited["4"])]
+            for call, rounds in [*data["calls"].items(), ("the mix", free["1"])]
         ]
         text = (
             f"{data['clients']} clients for each server, each on a kept connection with TLS and login and with a run "
@@ -291,8 +291,8 @@ class Report:
             f"{table(head, rows(limited))}\n"
             "Without that limit, where one server can have the machine for itself:\n\n"
             f"{table(head, rows(free))}\n"
-            "What a request of each kind costs, and so how many vCPUs of servers keep one vCPU of PostgreSQL busy (two "
-            "servers; the mix: four):\n\n"
+            "What a request of each kind costs where one server has the machine for itself, and so how many vCPUs of "
+            "servers keep one vCPU of PostgreSQL busy:\n\n"
         )
         columns = [
             "call",
