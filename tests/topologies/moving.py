@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from stack import Account, Control
+from stack import ROOT, Account, Control
+
+LOCK = ROOT / "roles/mlflow_server/files/requirements/mlflow-3.17.2.txt"
+OLDER = Path(__file__).parent / "requirements/mlflow-3.16.0.txt"
 
 
 def instances(account: Account, stack: str) -> list[dict[str, Any]]:
@@ -30,6 +35,25 @@ def clusters(account: Account) -> list[str]:
     ecs = account.client("ecs")
     found = ecs.describe_clusters(clusters=ecs.list_clusters()["clusterArns"])["clusters"]
     return [cluster["clusterName"] for cluster in found if cluster["status"] != "INACTIVE"]
+
+
+def without(packages: str) -> str:
+    """The role's lock without the packages whose names match."""
+    return re.sub(rf"(?m)^(?:{packages})==.*\n(?:    .*\n)+", "", LOCK.read_text())
+
+
+def older_release(directory: Path) -> dict[str, str]:
+    """The inputs for a release with another schema; its lock is written to a directory."""
+    lock = directory / "older.txt"
+    lock.write_text(without(r"mlflow[a-z-]*") + OLDER.read_text())
+    return {"mlflow_server_version": "3.16.0", "mlflow_server_requirements_file": str(lock)}
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not check():
+        assert time.monotonic() < end, "not within 120 s"
+        time.sleep(1)
 
 
 def site(control: Control, **inputs: Any) -> None:

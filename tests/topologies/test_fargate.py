@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import docker
+import psycopg2
 import pytest
-from moving import clusters, load, site
+from moving import clusters, eventually, load, older_release, site
 from stack import Account, Control, free_cidr
 from user import client, wine, wine_served
 
@@ -16,9 +20,11 @@ TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_dat
 
 @pytest.fixture(scope="module")
 def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Control:
+    directory = tmp_path_factory.mktemp("tasks")
     return Control(
-        tmp_path_factory.mktemp("tasks"),
+        directory,
         account,
+        **older_release(directory),
         mlflow_stack=STACK,
         mlflow_topology="fargate",
         mlflow_deregistration_delay=15,
@@ -30,19 +36,77 @@ def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Contr
 
 @pytest.fixture(scope="module")
 def logged(control: Control, mlflow_python: Path) -> dict[str, str]:
-    """What a data scientist has logged."""
-    site(control)
+    """What a data scientist has logged on the older release."""
+    control.playbook("site.yml", timeout=1800).succeeded()
     return client(control, mlflow_python, "log")
 
 
-def test_tasks_serve(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
+def service(account: Account) -> dict[str, Any]:
+    """What ECS says of the stack's service."""
+    (found,) = account.client("ecs").describe_services(cluster=NAME, services=[NAME])["services"]
+    return dict(found)
+
+
+def suspended(account: Account) -> set[bool]:
+    """Whether the parts of the autoscaling rest."""
+    (target,) = account.client("application-autoscaling").describe_scalable_targets(ServiceNamespace="ecs")[
+        "ScalableTargets"
+    ]
+    return set(target["SuspendedState"].values())
+
+
+def image_of(account: Account) -> str:
+    """The image that the service runs."""
+    found = account.client("ecs").describe_task_definition(taskDefinition=service(account)["taskDefinition"])
+    return str(found["taskDefinition"]["containerDefinitions"][0]["image"])
+
+
+def snapshots(account: Account) -> list[str]:
+    every = account.client("rds").describe_db_snapshots(SnapshotType="manual")["DBSnapshots"]
+    return [snapshot["DBSnapshotIdentifier"] for snapshot in every]
+
+
+def test_an_upgrade_that_fails_lets_the_older_release_serve(
+    control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
+) -> None:
+    """Somebody else keeps a session at the database, so that its schema cannot be changed."""
+    control.write(mlflow_server_version="3.17.2", mlflow_server_requirements_file="")
+    running = docker.from_env().containers.list()
+    (machine,) = (found for found in running if re.search(rf"-db-.*-{NAME}$", str(found.name)))
+    (network,) = machine.attrs["NetworkSettings"]["Networks"].values()
+    password = control.secrets()["server"]["database_password"]
+    session = psycopg2.connect(host=network["IPAddress"], dbname="mlflow", user="mlflow", password=password)
+    try:
+        refused = control.playbook("playbooks/configure.yml", timeout=1800).refused()
+    finally:
+        session.close()
+    assert "A server still uses the tracking database" in refused.text, refused.output[-6000:]
+    assert "The tasks, which were stopped for it, were started again." in refused.text
+    (kept,) = snapshots(account)
+    assert f"The snapshot {kept} holds the databases as they were" in refused.text
+    assert service(account)["desiredCount"] == 2
+    assert suspended(account) == {False}
+    eventually(lambda: service(account)["runningCount"] == 2)
+    assert ":3.16.0-" in image_of(account)
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
+
+
+def test_an_upgrade_keeps_the_data(
+    control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
+) -> None:
+    site(control)
+    assert ":3.17.2-" in image_of(account)
+    assert suspended(account) == {False}
+    assert len(snapshots(account)) == 2
+    assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
+
+
+def test_tasks_serve(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:
     wine(control, mlflow_python)
     wine_served(control, mlflow_python)
     ecs = account.client("ecs")
-    service = ecs.describe_services(cluster=NAME, services=[NAME])["services"][0]
-    assert (service["desiredCount"], service["runningCount"]) == (2, 2)
-    definition = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+    assert (service(account)["desiredCount"], service(account)["runningCount"]) == (2, 2)
+    definition = ecs.describe_task_definition(taskDefinition=service(account)["taskDefinition"])["taskDefinition"]
     (container,) = definition["containerDefinitions"]
     assert container["readonlyRootFilesystem"] is True
     assert container["user"] == "10001:10001"
@@ -64,13 +128,12 @@ def test_deployment_fails_no_request(control: Control, logged: dict[str, str], m
 def test_server_that_does_not_start_is_not_deployed(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
-    ecs = account.client("ecs")
-    before = ecs.describe_services(cluster=NAME, services=[NAME])["services"][0]["taskDefinition"]
+    before = service(account)["taskDefinition"]
     control.write(mlflow_server_extra_environment={"GUNICORN_CMD_ARGS": "--no-such"})
     refused = control.playbook("playbooks/configure.yml", timeout=1800).refused()
     assert "did not come to be" in refused.text and "--no-such" in refused.text, refused.output[-3000:]
     assert "The former version still serves" in refused.text
-    assert ecs.describe_services(cluster=NAME, services=[NAME])["services"][0]["taskDefinition"] == before
+    assert service(account)["taskDefinition"] == before
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
 
 
@@ -82,5 +145,6 @@ def test_tasks_are_torn_down(control: Control, account: Account, logged: dict[st
     assert ecs.list_task_definitions(status="ACTIVE")["taskDefinitionArns"] == []
     assert account.client("ecr").describe_repositories()["repositories"] == []
     assert account.client("elbv2").describe_load_balancers()["LoadBalancers"] == []
+    assert snapshots(account) == []
     scaling = account.client("application-autoscaling")
     assert scaling.describe_scalable_targets(ServiceNamespace="ecs")["ScalableTargets"] == []

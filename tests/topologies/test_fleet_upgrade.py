@@ -3,42 +3,31 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from moving import instances, load, site
-from stack import ROOT, Account, Control, free_cidr
+from moving import eventually, instances, load, older_release, site, without
+from stack import Account, Control, free_cidr
 from user import client
 
 STACK = "upgrades"
 TEARDOWN = ("-e", f"mlflow_teardown_confirm={STACK}", "-e", "mlflow_teardown_data=delete")
-LOCK = ROOT / "roles/mlflow_server/files/requirements/mlflow-3.17.2.txt"
-OLDER = Path(__file__).parent / "requirements/mlflow-3.16.0.txt"
 UVLOOP = "/opt/mlflow/current/lib/python3*/site-packages/uvloop"
-
-
-def without(packages: str) -> str:
-    """The role's lock without the packages whose names match."""
-    return re.sub(rf"(?m)^(?:{packages})==.*\n(?:    .*\n)+", "", LOCK.read_text())
 
 
 @pytest.fixture(scope="module")
 def control(account: Account, tmp_path_factory: pytest.TempPathFactory) -> Control:
     directory = tmp_path_factory.mktemp("upgrades")
-    (directory / "older.txt").write_text(without(r"mlflow[a-z-]*") + OLDER.read_text())
     # It builds and migrates, and its server cannot start.
     (directory / "broken.txt").write_text(without("uvloop"))
     return Control(
         directory,
         account,
+        **older_release(directory),
         mlflow_stack=STACK,
         mlflow_topology="fleet",
         mlflow_fleet_size=2,
         mlflow_deregistration_delay=15,
-        mlflow_server_version="3.16.0",
-        mlflow_server_requirements_file=str(directory / "older.txt"),
         mlflow_vpc_cidr=free_cidr(account.networks, range(40, 80)),
     )
 
@@ -62,13 +51,6 @@ def healthy(account: Account) -> list[str]:
     targets = balancing.describe_target_health(TargetGroupArn=group["TargetGroupArn"])["TargetHealthDescriptions"]
     serving = {target["Target"]["Id"] for target in targets if target["TargetHealth"]["State"] == "healthy"}
     return [host for host in hosts(account) if host in serving]
-
-
-def eventually(check: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not check():
-        assert time.monotonic() < end, "not within 120 s"
-        time.sleep(1)
 
 
 def releases(control: Control) -> list[str]:

@@ -4,7 +4,8 @@ Commands:
 
   serve   write what MLflow wants as files, refuse a schema of another release, and become the server, on port 8443
   setup   create the role, the databases and their grants with the master login, if it is given; then bring the schema
-          to this release's and the administrator's password to the one given; print what was done as JSON
+          to this release's and the administrator's password to the one given; print what was done as JSON. Exit 75
+          where the schema must change and a server uses the databases: run it again when none does
   check   exit 1 with a sentence on stderr unless both schemas are current
 
 All is read from the environment: what schema.py and mlflow_service read, and
@@ -271,7 +272,7 @@ def main() -> int:
         result = commands[sys.argv[1]]()
     except schema.SchemaError as error:
         print(error, file=sys.stderr)
-        return 1
+        return os.EX_TEMPFAIL if isinstance(error, backup.InUseError) else 1
     if result is not None:
         print(json.dumps(result))
     return 0

@@ -70,6 +70,10 @@ $$;
 """
 
 
+class InUseError(SchemaError):
+    """A server uses databases that must be left alone meanwhile."""
+
+
 def databases() -> dict[str, str]:
     """Return the URL of each database by the store's name, and one that holds both stores only once."""
     urls = schema.store_urls()
@@ -93,7 +97,7 @@ def revision(store: str, url: str) -> str | None:
 def alone(urls: dict[str, str]) -> None:
     """Wait until no server uses the databases: what it wrote after the dump would be lost in a restore.
 
-    Raises SchemaError when one keeps doing so.
+    Raises InUseError when one keeps doing so.
     """
     deadline = time.monotonic() + PATIENCE
     for store, url in urls.items():
@@ -106,7 +110,7 @@ def alone(urls: dict[str, str]) -> None:
             """
             while users := value(connection, query):
                 if time.monotonic() > deadline:
-                    raise SchemaError(
+                    raise InUseError(
                         f"A server still uses the {store} database, from {users}; what it writes now could be lost. "
                         "Stop every server of these databases but this role's own, and run the role again."
                     )

@@ -40,6 +40,7 @@ INPUTS: dict[str, Any] = {
         "mlflow-demo/server": f"{ARN}/server-AbCdEf",
         "mlflow-demo/database": f"{ARN}/database-GhIjKl",
     },
+    "__aws_service_found": {"resource": {}},
     "__aws_service_defined": {
         "resource": {"taskDefinitionArn": "arn:aws:ecs:eu-central-1:123456789012:task-definition/a:1"}
     },
@@ -66,7 +67,8 @@ def asked(file: str, kind: str, **inputs: Any) -> dict[str, Any]:
     variables: dict[str, Any] = {}
     for path in ("defaults/main.yml", "vars/main.yml"):
         variables |= loader.load_from_file(str(ROLE / path), cache="none", trusted_as_template=True)
-    (task,) = (task for task in _tasks(file) if task.get("mlops.mlflow_aws.ecs_resource", {}).get("kind") == kind)
+    every = [inner for task in _tasks(file) for inner in task.get("block", [task])]
+    (task,) = (task for task in every if task.get("mlops.mlflow_aws.ecs_resource", {}).get("kind") == kind)
     variables |= INPUTS | inputs | _trusted(task.get("vars", {}))
     templated = Templar(loader=loader, variables=variables).template(_trusted(task["mlops.mlflow_aws.ecs_resource"]))
     arguments: dict[str, Any] = templated
@@ -113,6 +115,32 @@ def test_the_service_is_what_ecs_takes() -> None:
     }
     # What ECS cannot change would end every later run.
     assert set(asked_for["definition"]) <= set(shape("ecs", "UpdateService").members)
+
+
+@pytest.mark.parametrize(
+    ("there", "stopped", "asked_for"),
+    [
+        pytest.param(2, None, None, id="as many as the least"),
+        pytest.param(5, None, None, id="as many as autoscaling wants"),
+        pytest.param(0, None, 2, id="stopped by a run that was cut off"),
+        pytest.param(0, 5, 5, id="stopped by this run"),
+        pytest.param(0, 1, 2, id="fewer than the least now"),
+    ],
+)
+def test_a_service_that_was_stopped_gets_its_tasks_back(there: int, stopped: int | None, asked_for: int | None) -> None:
+    known = {} if stopped is None else {"__aws_service_stopped_tasks": stopped}
+    found = {"resource": {"desiredCount": there}}
+    definition = asked("present.yml", "service", __aws_service_found=found, **known)["definition"]
+    assert definition.get("desiredCount") == asked_for
+
+
+@pytest.mark.parametrize("file", ["stop.yml", "start.yml"])
+def test_autoscaling_rests_while_no_task_may_run(file: str) -> None:
+    state = asked(file, "scalable_target")["definition"]["SuspendedState"]
+    assert set(state) == set(
+        shape("application-autoscaling", "RegisterScalableTarget").members["SuspendedState"].members
+    )
+    assert set(state.values()) == {file == "stop.yml"}
 
 
 def test_autoscaling_is_what_its_api_takes() -> None:
