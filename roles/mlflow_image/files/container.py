@@ -3,9 +3,11 @@
 Commands:
 
   serve   write what MLflow wants as files, refuse a schema of another release, and become the server, on port 8443
-  setup   create the role, the databases and their grants with the master login, if it is given; then bring the schema
-          to this release's and the administrator's password to the one given; print what was done as JSON. Exit 75
-          where the schema must change and a server uses the databases: run it again when none does
+  setup   create the role, the databases and their grants with the master login, if it is given; then the tables of
+          empty ones, and the administrator with the password given; print what was done as JSON. Exit 75, and change
+          no table, where they hold the schema of an older release: then run `migrate`
+  migrate the same, and bring an older schema to this release's; refuses while a server uses the databases. Exit 65
+          where it failed, and they are not what they were any more
   check   exit 1 with a sentence on stderr unless both schemas are current
 
 All is read from the environment: what schema.py and mlflow_service read, and
@@ -24,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import ipaddress
 import json
 import os
@@ -114,6 +117,17 @@ def serve() -> None:
         "--forwarded-allow-ips=127.0.0.1",
     ]
     os.execv(gunicorn[0], gunicorn)
+
+
+class OutdatedError(schema.SchemaError):
+    """An older release's schema, which `setup` leaves alone."""
+
+
+class ChangedError(schema.SchemaError):
+    """A migration that failed, and left the databases changed."""
+
+
+EXIT_CODES = {OutdatedError: os.EX_TEMPFAIL, ChangedError: os.EX_DATAERR}
 
 
 class Database:
@@ -239,20 +253,48 @@ def await_pooler() -> None:
             time.sleep(2)
 
 
-def setup() -> dict[str, Any]:
-    """Prepare the databases; return what was done."""
+def still(before: dict[str, str]) -> bool:
+    """Tell whether the databases are certainly what they were."""
+    try:
+        return schema.status() == before
+    except schema.SchemaError:
+        return False
+
+
+def bring_to_this_release(urls: dict[str, str], before: dict[str, str]) -> None:
+    """Change the schema while no server uses the databases: no two releases share one, and there is no way down.
+
+    Raises: ChangedError when that failed, and the databases are or may be changed; SchemaError when they are not.
+    """
+    backup.alone(urls)
+    try:
+        schema.upgrade()
+        await_pooler()
+    except Exception as error:
+        why = f"Failed to bring the databases to the schema of this release: {error}".strip()
+        if still(before):
+            raise schema.SchemaError(f"{why}. They are what they were before.") from error
+        raise ChangedError(f"{why}. They are not what they were before.") from error
+
+
+def setup(*, migrate: bool = False) -> dict[str, Any]:
+    """Prepare the databases; return what was done.
+
+    Raises: OutdatedError when they hold an older schema, which is changed with `migrate` alone.
+    """
     os.environ["PGAPPNAME"] = backup.SESSION_NAME
     urls = schema.store_urls()
     done: dict[str, Any] = {"owner": "current", "databases": {}}
     if os.environ.get("MLFLOW_SETUP_LOGIN_PASSWORD"):
         done = create_databases(urls)
     before = schema.status()
-    if "outdated" in [state for store, state in before.items() if store != "admin"]:
-        # No two releases share a schema, and there is no way down: nothing is changed under a server that runs.
-        backup.alone(urls)
-    if set(before.values()) != {"current"}:
-        # What MLflow says of it is no result.
-        with contextlib.redirect_stdout(sys.stderr):
+    # What MLflow says of it is no result.
+    with contextlib.redirect_stdout(sys.stderr):
+        if "outdated" in [state for store, state in before.items() if store != "admin"]:
+            if not migrate:
+                raise OutdatedError(f"The databases hold the schema of an older release: {json.dumps(before)}.")
+            bring_to_this_release(urls, before)
+        elif set(before.values()) != {"current"}:
             schema.upgrade()
     await_pooler()
     after = schema.status()
@@ -262,7 +304,12 @@ def setup() -> dict[str, Any]:
 
 def main() -> int:
     """Run the command named on the command line; return the exit code."""
-    commands: dict[str, Any] = {"serve": serve, "setup": setup, "check": schema.check}
+    commands: dict[str, Any] = {
+        "serve": serve,
+        "setup": setup,
+        "migrate": functools.partial(setup, migrate=True),
+        "check": schema.check,
+    }
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         print(f"usage: {Path(sys.argv[0]).name} {{{','.join(commands)}}}", file=sys.stderr)
         return 2
@@ -272,7 +319,7 @@ def main() -> int:
         result = commands[sys.argv[1]]()
     except schema.SchemaError as error:
         print(error, file=sys.stderr)
-        return os.EX_TEMPFAIL if isinstance(error, backup.InUseError) else 1
+        return EXIT_CODES.get(type(error), 1)
     if result is not None:
         print(json.dumps(result))
     return 0

@@ -70,10 +70,6 @@ $$;
 """
 
 
-class InUseError(SchemaError):
-    """A server uses databases that must be left alone meanwhile."""
-
-
 def databases() -> dict[str, str]:
     """Return the URL of each database by the store's name, and one that holds both stores only once."""
     urls = schema.store_urls()
@@ -97,7 +93,7 @@ def revision(store: str, url: str) -> str | None:
 def alone(urls: dict[str, str]) -> None:
     """Wait until no server uses the databases: what it wrote after the dump would be lost in a restore.
 
-    Raises InUseError when one keeps doing so.
+    Raises SchemaError when one keeps doing so.
     """
     deadline = time.monotonic() + PATIENCE
     for store, url in urls.items():
@@ -110,7 +106,7 @@ def alone(urls: dict[str, str]) -> None:
             """
             while users := value(connection, query):
                 if time.monotonic() > deadline:
-                    raise InUseError(
+                    raise SchemaError(
                         f"A server still uses the {store} database, from {users}; what it writes now could be lost. "
                         "Stop every server of these databases but this role's own, and run the role again."
                     )

@@ -58,6 +58,12 @@ SECRETS = {
 }
 BUCKET = "artifacts"
 PATIENCE = 300.0
+DOWNGRADE = """
+import os
+from alembic import command
+from mlflow.store.db.utils import _get_alembic_config
+command.downgrade(_get_alembic_config(os.environ["_MLFLOW_SERVER_FILE_STORE"]), "-1")
+"""
 CONFINED: dict[str, Any] = {"read_only": True, "cap_drop": ["ALL"], "security_opt": ["no-new-privileges"]}
 
 Answer = tuple[int, dict[str, str], bytes]
@@ -858,29 +864,46 @@ def test_a_stopping_server_loses_nothing(laboratory: Laboratory, image: Image, p
     assert size == 40 * 65536
 
 
-def test_setup_changes_no_schema_under_a_server(laboratory: Laboratory, image: Image, server: Server) -> None:
+def test_an_older_schema_is_migrated_when_no_server_uses_it(
+    laboratory: Laboratory, image: Image, server: Server
+) -> None:
     """The last test of this file, because it ends the server."""
-    script = (
-        "import os\n"
-        "from alembic import command\n"
-        "from mlflow.store.db.utils import _get_alembic_config\n"
-        "command.downgrade(_get_alembic_config(os.environ['_MLFLOW_SERVER_FILE_STORE']), '-1')\n"
-    )
     revision = "SELECT version_num FROM alembic_version"
     newest = query(laboratory, revision, "mlflow")
-    status, _, words = output(run_script(laboratory, image, script, environment(image)))
+    status, _, words = output(run_script(laboratory, image, DOWNGRADE, environment(image)))
     assert status == 0, words
     outdated = query(laboratory, revision, "mlflow")
     assert outdated != newest
 
     status, printed, words = output(start(laboratory, image, "setup"))
     assert (status, printed) == (75, "")
+    assert "The databases hold the schema of an older release" in words
+    status, printed, words = output(start(laboratory, image, "migrate"))
+    assert (status, printed) == (1, "")
     assert f"A server still uses the tracking database, from {server.address};" in words
     assert query(laboratory, revision, "mlflow") == outdated
     assert server.ask("/ready")[0] == 200
 
     server.container.stop()
-    status, printed, words = output(start(laboratory, image, "setup"))
+    script = "import json; print(json.load(open('/opt/mlflow/schema.json'))['auth']['known'][-1])"
+    _, first, _ = output(run_script(laboratory, image, script, {}))
+    users = "SELECT version_num FROM alembic_version_auth"
+    newest_users = query(laboratory, users, "mlflow_auth")
+    # Its tables are there already, so that its migration fails, when that of the other database is through.
+    query(laboratory, f"UPDATE alembic_version_auth SET version_num = '{first.strip()}'", "mlflow_auth")
+    status, printed, words = output(start(laboratory, image, "migrate"))
+    assert (status, printed) == (65, "")
+    assert "They are not what they were before." in words
+    assert query(laboratory, revision, "mlflow") == newest
+    query(laboratory, f"UPDATE alembic_version SET version_num = '{outdated}'", "mlflow")
+    status, _, words = output(start(laboratory, image, "migrate"))
+    assert status == 1 and "They are what they were before." in words, words
+
+    query(laboratory, f"UPDATE alembic_version SET version_num = '{newest}'", "mlflow")
+    query(laboratory, f"UPDATE alembic_version_auth SET version_num = '{newest_users}'", "mlflow_auth")
+    status, _, words = output(run_script(laboratory, image, DOWNGRADE, environment(image)))
+    assert status == 0, words
+    status, printed, words = output(start(laboratory, image, "migrate"))
     assert status == 0, words
     assert json.loads(printed)["before"]["tracking"] == "outdated"
     assert json.loads(printed)["after"]["tracking"] == "current"
