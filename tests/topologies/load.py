@@ -17,6 +17,8 @@ import threading
 import time
 from typing import Any
 
+# MLflow prints two lines for each run that ends, and nobody reads standard output before the load has ended.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 if sys.argv[1] == "once":
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"

@@ -15,6 +15,8 @@ from typing import Any
 from stack import ROOT, Account, Control
 
 LOCK = ROOT / "roles/mlflow_server/files/requirements/mlflow-3.17.2.txt"
+# Seconds that a user of a server that only changes may have to wait, on a machine that does much else.
+PATIENCE = 30.0
 OLDER = Path(__file__).parent / "requirements/mlflow-3.16.0.txt"
 
 

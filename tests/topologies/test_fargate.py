@@ -9,7 +9,7 @@ from typing import Any
 import docker
 import psycopg2
 import pytest
-from moving import clusters, eventually, load, older_release, site
+from moving import PATIENCE, clusters, eventually, load, older_release, site
 from stack import Account, Control, free_cidr
 from user import client, wine, wine_served
 
@@ -123,6 +123,7 @@ def test_deployment_fails_no_request(control: Control, logged: dict[str, str], m
         control.playbook("playbooks/configure.yml", timeout=1800).succeeded()
     assert seen.requests > 100
     assert seen.failures == []
+    assert seen.longest < PATIENCE
 
 
 def test_server_that_does_not_start_is_not_deployed(

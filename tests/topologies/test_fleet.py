@@ -12,7 +12,7 @@ from typing import Any
 import docker
 import pytest
 from docker.models.containers import Container
-from moving import both_loads, clusters, instances, load, name, site
+from moving import PATIENCE, both_loads, clusters, instances, load, name, site
 from stack import Account, Control, free_cidr
 from user import client, wine, wine_served
 
@@ -82,6 +82,7 @@ def test_rolling_change_fails_no_request(control: Control, logged: dict[str, str
     assert rolled.output.count("deregister | Wait until its requests have ended]") == 3, rolled.output
     assert seen.requests > 100
     assert seen.failures == []
+    assert seen.longest < PATIENCE
 
 
 def machine(instance: dict[str, Any]) -> Container:
