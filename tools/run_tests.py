@@ -199,8 +199,8 @@ def all_parts() -> list[Part]:
         Part("sanity", tuple(sanity_checks()), PLAIN, limit=20 * 60),
         Part("integration", tuple(pytest_checks("integration")), CLOUD, limit=40 * 60),
         Part("e2e", tuple(pytest_checks("e2e")), CLOUD, limit=70 * 60),
-        # Half an hour of two processors: with the others it would not end in time on a machine that has no more.
-        Part("topologies", tuple(pytest_checks("topologies")), MOVES, limit=90 * 60, named=True),
+        # Two hours of two processors: with the others it would not end in time on a machine that has no more.
+        Part("topologies", tuple(pytest_checks("topologies")), MOVES, limit=180 * 60, named=True),
         Part("molecule", scenarios, HOSTS, limit=25 * 60 * len(scenarios)),
         Part("molecule", beside, PLAIN, limit=25 * 60 * len(beside)),
     ]
