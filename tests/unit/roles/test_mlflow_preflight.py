@@ -275,7 +275,7 @@ def test_too_many_hosts_for_the_database() -> None:
         "mlflow_fleet_size": "what the database carries. 10 hosts need 12 connections each, 120 together; a"
         " db.t4g.micro has 79, of which servers may use 64 and those of one topology 32 (half, as two topologies run"
         " side by side during a move). Ways out: mlflow_database_class db.t4g.medium, or mlflow_fleet_size of 2 at the"
-        " most"
+        " most, or mlflow_database_proxy: true, to share connections (docs/scaling.md)"
     }
 
 
