@@ -21,7 +21,6 @@ from typing import Any
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 if sys.argv[1] == "once":
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"
 
 import mlflow
 from mlflow.tracking import MlflowClient

@@ -159,9 +159,10 @@ def test_failover_of_the_database_costs_what_it_was_answering(
         while rds.describe_db_instances()["DBInstances"][0]["DBInstanceStatus"] != "available":
             assert time.monotonic() < deadline, "the database did not come back"
             time.sleep(1)
-        back = time.monotonic()
         time.sleep(30)
-    assert seen.after(back + 5) == []
+    assert len(seen.failures) <= CLIENTS
+    # It was away for a minute, for which requests waited.
+    assert 50 < seen.longest < 100
 
 
 def test_fleet_becomes_tasks(control: Control, account: Account, logged: dict[str, str], mlflow_python: Path) -> None:

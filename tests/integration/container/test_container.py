@@ -864,6 +864,79 @@ def test_a_stopping_server_loses_nothing(laboratory: Laboratory, image: Image, p
     assert size == 40 * 65536
 
 
+def create_run(
+    server: Server, name: str, connection: http.client.HTTPSConnection | None = None
+) -> tuple[float, float, int]:
+    """Ask for a run; return when, how long the answer took, and its status."""
+    begun = time.monotonic()
+    body = json.dumps({"experiment_id": "0", "run_name": name}).encode()
+    headers = {"Content-Type": "application/json"}
+    status = server.ask("/api/2.0/mlflow/runs/create", "POST", body, headers, connection=connection)[0]
+    return begun, time.monotonic() - begun, status
+
+
+@contextlib.contextmanager
+def no_database(laboratory: Laboratory) -> Iterator[float]:
+    """Take the database's power away for as long; yields the moment from which it was dead."""
+    database = laboratory.engine.containers.get(laboratory.database)
+    database.kill()
+    try:
+        yield time.monotonic()
+    finally:
+        database.start()
+
+
+def test_requests_wait_for_a_database_that_fails_over(laboratory: Laboratory, server: Server) -> None:
+    """Only what it was doing when it died may fail: a request of each client at the most."""
+    clients = 4
+    going = threading.Event()
+    going.set()
+
+    def keep_asking() -> list[tuple[float, float, int]]:
+        seen = []
+        while going.is_set():
+            seen.append(create_run(server, "failover"))
+        return seen
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        asking = [pool.submit(keep_asking) for _ in range(clients)]
+        time.sleep(2)
+        with no_database(laboratory) as died:
+            time.sleep(1)
+            hasty = http.client.HTTPSConnection(server.address, 8443, timeout=2, context=server.tls)
+            with pytest.raises(TimeoutError):
+                create_run(server, "left", hasty)
+            time.sleep(5)
+        time.sleep(5)
+        going.clear()
+        seen = [one for thread in asking for one in thread.result()]
+    failed = [(begun - died, lasted, status) for begun, lasted, status in seen if status != 200]
+    assert len(failed) <= clients and all(begun < 0 for begun, _, _ in failed), failed
+    assert max(lasted for _, lasted, _ in seen) > 5
+    created = sum(status == 200 for _, _, status in seen)
+    runs = int(query(laboratory, "SELECT count(*) FROM runs WHERE name = 'failover'", "mlflow"))
+    # What failed may have come through, and only that.
+    assert created <= runs <= created + len(failed)
+    assert query(laboratory, "SELECT count(*) FROM runs WHERE name = 'left'", "mlflow") == "0"
+
+
+def test_patience_for_a_database_ends(laboratory: Laboratory, image: Image, prepared: object) -> None:
+    server = serve(laboratory, image, MLFLOW_SERVICE_DATABASE_PATIENCE="6", MLFLOW_SERVICE_LINGER="0")
+    with concurrent.futures.ThreadPoolExecutor() as pool, no_database(laboratory):
+        _, lasted, status = create_run(server, "none")
+        # One question more, of three seconds at the most, and its pause.
+        assert (status, 6 <= lasted < 15) == (503, True), lasted
+        asking = pool.submit(create_run, server, "none")
+        time.sleep(1)
+        server.container.kill("SIGTERM")
+        signalled = time.monotonic()
+        begun, lasted, status = asking.result()
+        # A server that stops lets them go before their time.
+        assert (status, begun + lasted - signalled < 5) == (503, True), lasted
+        assert server.container.wait(timeout=PATIENCE)["StatusCode"] == 0
+    eventually("PostgreSQL", lambda: query(laboratory, "SELECT 1") == "1")
+
+
 def test_an_older_schema_is_migrated_when_no_server_uses_it(
     laboratory: Laboratory, image: Image, server: Server
 ) -> None:

@@ -120,7 +120,7 @@ def test_one_question_serves_all_who_ask_within_a_second(monkeypatch: pytest.Mon
         assert [await ask(ready) for _ in range(50)] == [OK] * 50
 
     with database() as tracking, database() as auth:
-        ready = health.Ready(beyond, {"tracking": url(tracking), "auth": url(auth)})
+        ready = health.Ready(beyond, health.Databases({"tracking": url(tracking), "auth": url(auth)}))
         asyncio.run(scenario(ready))
         assert (tracking.asked, auth.asked, tracking.most, auth.most) == (1, 1, 1, 1)
         monkeypatch.setattr(health, "FRESH", 0)
@@ -161,7 +161,8 @@ def test_a_database_that_hangs_is_named_and_holds_up_nobody(
 
     with database() as alive, database(hangs_at) as hanging:
         servers = {"tracking": alive, "auth": alive} | {dead: hanging}
-        asyncio.run(scenario(health.Ready(beyond, {name: url(one) for name, one in servers.items()}), hanging))
+        databases = health.Databases({name: url(one) for name, one in servers.items()})
+        asyncio.run(scenario(health.Ready(beyond, databases), hanging))
 
 
 def test_the_name_service_may_take_longer_than_the_balancer_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,13 +176,13 @@ def test_the_name_service_may_take_longer_than_the_balancer_waits(monkeypatch: p
     monkeypatch.setattr(health, "PATIENCE", 0.3)
 
     async def scenario() -> None:
-        ready = health.Ready(beyond, {"tracking": "x"})
+        ready = health.Ready(beyond, health.Databases({"tracking": "x"}))
         begun = time.monotonic()
         assert [(await ask(ready))[0] for _ in range(3)] == [503] * 3
         assert time.monotonic() - begun < 2
         assert len(asked) == 1
         go_on.set()
-        await asyncio.wait_for(asyncio.shield(ready.asking), 10)  # type: ignore[arg-type]
+        await asyncio.wait_for(asyncio.shield(ready.databases.asking), 10)  # type: ignore[arg-type]
         assert (await ask(ready))[0] == 200
 
     asyncio.run(scenario())
@@ -193,13 +194,13 @@ def test_a_change_is_logged_and_not_each_question(
     monkeypatch.setattr(health, "FRESH", 0)
     monkeypatch.setenv("PGPASSWORD", "a-secret")
     with caplog.at_level(logging.WARNING), database() as auth:
-        ready = health.Ready(beyond, {"tracking": url(free_port()), "auth": url(auth)})
+        ready = health.Ready(beyond, health.Databases({"tracking": url(free_port()), "auth": url(auth)}))
 
         async def scenario() -> list[tuple[int, dict[str, Any]]]:
             return [await ask(ready) for _ in range(5)]
 
         assert asyncio.run(scenario()) == [(503, {"status": "UNAVAILABLE", "away": ["tracking"]})] * 5
-        ready.databases["tracking"] = ready.databases["auth"]
+        ready.databases.urls["tracking"] = ready.databases.urls["auth"]
         assert asyncio.run(scenario()) == [OK] * 5
     assert [record.message[:9] for record in caplog.records] == ["Not ready", "Ready aga"]
     assert "a-secret" not in caplog.text

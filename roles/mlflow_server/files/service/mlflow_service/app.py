@@ -20,7 +20,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore as Regi
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from starlette.routing import Match, Mount
 
-from mlflow_service import downloads, edge, faults, health, logins, metrics, uploads
+from mlflow_service import downloads, edge, faults, health, logins, metrics, outages, uploads
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -131,6 +131,9 @@ def forked() -> None:
         engine.dispose(close=False)
 
 
+databases = health.databases()
+outage = outages.install(databases)
 application = build()
-# What is refused is counted as well; what the balancer asks is neither.
-service = edge.fronted(health.watched(metrics.measured(logins.limited(application), application.fastapi, flask_app)))
+waiting = outages.Waiting(logins.limited(application), outage)
+# What is refused, and what waits, is counted as well; what the balancer asks is neither.
+service = edge.fronted(health.Ready(metrics.measured(waiting, application.fastapi, flask_app), databases))

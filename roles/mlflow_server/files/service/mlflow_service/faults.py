@@ -18,14 +18,14 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from sqlalchemy.exc import OperationalError, TimeoutError
 
+from mlflow_service.outages import DATABASE_AWAY
+
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
     from flask import Flask
     from mlflow.server.auth.entities import User
 
 logger = logging.getLogger(__name__)
-
-DATABASE_AWAY = "The tracking server's database does not answer. Try again later."
 
 
 def answer(error: Exception) -> tuple[HTTPStatus, str, str]:

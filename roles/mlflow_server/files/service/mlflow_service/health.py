@@ -58,27 +58,59 @@ def ask(url: str, deadline: float) -> None:
         settle(session, deadline)
 
 
-class Ready:
-    """An ASGI application that answers for its databases: by one question at a time, however many ask."""
+class Databases:
+    """The databases, asked by one question at a time, however many want to know."""
 
-    def __init__(self, app: ASGIApp, databases: Mapping[str, str]) -> None:
-        """Take the databases' URLs, for SQLAlchemy, by their names."""
-        self.app = app
-        self.databases = {
-            name: url.replace("postgresql+psycopg2://", "postgresql://", 1) for name, url in databases.items()
-        }
+    def __init__(self, urls: Mapping[str, str]) -> None:
+        """Take their URLs, for SQLAlchemy, by their names."""
+        self.urls = {name: url.replace("postgresql+psycopg2://", "postgresql://", 1) for name, url in urls.items()}
         self.asker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="ready")
         self.asking: asyncio.Future[None] | None = None
         self.begun = self.ended = 0.0
         self.answered: set[str] = set()
         self.said: list[str] = []
 
+    async def away(self, since: float = 0.0) -> list[str]:
+        """Return the names of the databases that do not answer; an answer from before a moment is not fresh."""
+        if self.asking is None or (self.asking.done() and (monotonic() > self.ended + FRESH or self.begun < since)):
+            self.begun, self.answered = monotonic(), set()
+            self.asking = asyncio.get_running_loop().run_in_executor(self.asker, self.ask_all, self.answered)
+        answered = self.answered
+        # The look-up of a name may outlast the deadline. Whoever comes later is told the same, and at the same time.
+        await asyncio.wait([self.asking], timeout=max(0.0, self.begun + PATIENCE - monotonic()))
+        return [name for name in self.urls if name not in answered]
+
+    def ask_all(self, answered: set[str]) -> None:
+        """Ask one database after the other, in the thread of its own, and log what has changed."""
+        begun = monotonic()
+        reasons = []
+        for number, (name, url) in enumerate(self.urls.items(), 1):
+            try:
+                # One that hangs leaves its share of the time to the other.
+                ask(url, begun + PATIENCE * number / len(self.urls))
+                answered.add(name)
+            except (psycopg2.Error, OSError) as error:
+                reasons.append(f"{name}: {error!r}")
+        away = sorted(self.urls.keys() - answered)
+        if away != self.said:
+            logger.warning("Not ready. %s", "; ".join(reasons)) if away else logger.warning("Ready again.")
+            self.said = away
+        self.ended = monotonic()
+
+
+class Ready:
+    """An ASGI application that answers for its databases."""
+
+    def __init__(self, app: ASGIApp, databases: Databases) -> None:
+        self.app = app
+        self.databases = databases
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer the balancer, and hand on all other requests."""
         if scope["type"] != "http" or scope["path"] != PATH:
             await self.app(scope, receive, send)
             return
-        away = await self.away()
+        away = await self.databases.away()
         status = HTTPStatus.SERVICE_UNAVAILABLE if away else HTTPStatus.OK
         body = json.dumps({"status": "UNAVAILABLE", "away": away} if away else {"status": "OK"}).encode()
         kind, length = (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())
@@ -86,39 +118,12 @@ class Ready:
         await send({"type": "http.response.start", "status": status.value, "headers": headers})
         await send({"type": "http.response.body", "body": body})
 
-    async def away(self) -> list[str]:
-        """Return the names of the databases that do not answer."""
-        if self.asking is None or (self.asking.done() and monotonic() > self.ended + FRESH):
-            self.begun, self.answered = monotonic(), set()
-            self.asking = asyncio.get_running_loop().run_in_executor(self.asker, self.ask_all, self.answered)
-        answered = self.answered
-        # The look-up of a name may outlast the deadline. Whoever comes later is told the same, and at the same time.
-        await asyncio.wait([self.asking], timeout=max(0.0, self.begun + PATIENCE - monotonic()))
-        return [name for name in self.databases if name not in answered]
 
-    def ask_all(self, answered: set[str]) -> None:
-        """Ask one database after the other, in the thread of its own, and log what has changed."""
-        begun = monotonic()
-        reasons = []
-        for number, (name, url) in enumerate(self.databases.items(), 1):
-            try:
-                # One that hangs leaves its share of the time to the other.
-                ask(url, begun + PATIENCE * number / len(self.databases))
-                answered.add(name)
-            except (psycopg2.Error, OSError) as error:
-                reasons.append(f"{name}: {error!r}")
-        away = sorted(self.databases.keys() - answered)
-        if away != self.said:
-            logger.warning("Not ready. %s", "; ".join(reasons)) if away else logger.warning("Ready again.")
-            self.said = away
-        self.ended = monotonic()
-
-
-def watched(app: ASGIApp) -> Ready:
-    """Return MLflow's application with the balancer's question answered before anything else sees it."""
-    databases = {"tracking": os.environ["_MLFLOW_SERVER_FILE_STORE"]}
+def databases() -> Databases:
+    """Return those of the environment."""
+    urls = {"tracking": os.environ["_MLFLOW_SERVER_FILE_STORE"]}
     if "MLFLOW_AUTH_CONFIG_PATH" in os.environ:
         from mlflow.server.auth import auth_config
 
-        databases["auth"] = auth_config.database_uri
-    return Ready(app, databases)
+        urls["auth"] = auth_config.database_uri
+    return Databases(urls)

@@ -41,6 +41,10 @@ class DrainingServer(Server):
         """Drain, then shut down."""
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await asyncio.sleep(LINGER)
+        # Loaded before the fork, and not before this module.
+        from mlflow_service.app import outage
+
+        outage.end()
         for server in self.servers:
             server.close()
         deadline = asyncio.get_running_loop().time() + IDLE
