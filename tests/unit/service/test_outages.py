@@ -227,3 +227,25 @@ def test_a_connection_waits_no_longer_than_a_request() -> None:
         assert 0.3 <= time.monotonic() - begun < 5
 
     scene(act, patience=0.3)
+
+
+def test_a_database_that_answers_and_lets_nobody_in_is_given_up_too() -> None:
+    async def act(outage: outages.Outages, waiting: outages.Waiting, databases: Databases) -> None:
+        await Client(*BODY).ask(waiting)
+
+        class Full(Dialect):
+            def connect(self, *arguments: Any, **options: Any) -> str:
+                raise psycopg2.OperationalError("sorry, too many clients already")
+
+        databases.there = True
+        begun = time.monotonic()
+        asking = asyncio.create_task(asyncio.to_thread(outage.connect, Full(databases), None, (), {}))
+        # Others go through meanwhile, and find nothing wrong.
+        while not asking.done():
+            assert (await Client(*BODY).ask(waiting)).status == 200
+            assert time.monotonic() - begun < 10
+            await asyncio.sleep(0.001)
+        with pytest.raises(psycopg2.OperationalError):
+            await asking
+
+    scene(act, patience=0.5)

@@ -88,7 +88,7 @@ class Outages:
             pass
         else:
             return False
-        if self.loop is None or self.patience == 0:
+        if self.loop is None or monotonic() >= deadline:
             return False
         # A database that answers, and still has no connection to give, is not asked for one in a hurry.
         sleep(FRESH)
