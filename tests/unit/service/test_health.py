@@ -133,6 +133,22 @@ def test_one_question_serves_all_who_ask_within_a_second(monkeypatch: pytest.Mon
         assert (tracking.open, auth.open) == (0, 0)
 
 
+def test_an_answer_from_before_is_not_fresh() -> None:
+    async def scenario(databases: health.Databases, server: Database) -> None:
+        first = asyncio.create_task(databases.away())
+        while not server.open:
+            await asyncio.sleep(0.01)
+        # That question is on its way, and its answer says nothing of now.
+        since = asyncio.create_task(databases.away(time.monotonic()))
+        await asyncio.sleep(0.1)
+        server.hangs_at = ""
+        server.go_on.set()
+        assert (await first, await since, server.asked) == ([], [], 2)
+
+    with database("question") as server:
+        asyncio.run(scenario(health.Databases({"tracking": url(server)}), server))
+
+
 @pytest.mark.parametrize("hangs_at", ["login", "question"])
 @pytest.mark.parametrize("dead", ["tracking", "auth"])
 def test_a_database_that_hangs_is_named_and_holds_up_nobody(
@@ -150,6 +166,7 @@ def test_a_database_that_hangs_is_named_and_holds_up_nobody(
         assert health.PATIENCE / 3 < time.monotonic() - begun < health.PATIENCE + 1
         assert answers == [(503, {"status": "UNAVAILABLE", "away": [dead]})] * 20
         assert hanging.most == 1
+        assert ready.databases.hangs
         # It comes back, and what was cut off does not stand in the way.
         hanging.hangs_at = ""
         hanging.go_on.set()
@@ -157,7 +174,7 @@ def test_a_database_that_hangs_is_named_and_holds_up_nobody(
         end = time.monotonic() + 2
         while (answer := await ask(ready)) != OK and time.monotonic() < end:
             await asyncio.sleep(0.02)
-        assert answer == OK
+        assert answer == OK and not ready.databases.hangs
 
     with database() as alive, database(hangs_at) as hanging:
         servers = {"tracking": alive, "auth": alive} | {dead: hanging}

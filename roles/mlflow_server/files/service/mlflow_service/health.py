@@ -69,21 +69,25 @@ class Databases:
         self.begun = self.ended = 0.0
         self.answered: set[str] = set()
         self.said: list[str] = []
+        # Whether one did not even refuse, the last time.
+        self.hangs = False
 
     async def away(self, since: float = 0.0) -> list[str]:
-        """Return the names of the databases that do not answer; an answer from before a moment is not fresh."""
-        if self.asking is None or (self.asking.done() and (monotonic() > self.ended + FRESH or self.begun < since)):
-            self.begun, self.answered = monotonic(), set()
-            self.asking = asyncio.get_running_loop().run_in_executor(self.asker, self.ask_all, self.answered)
-        answered = self.answered
-        # The look-up of a name may outlast the deadline. Whoever comes later is told the same, and at the same time.
-        await asyncio.wait([self.asking], timeout=max(0.0, self.begun + PATIENCE - monotonic()))
-        return [name for name in self.urls if name not in answered]
+        """Return the names of the databases that do not answer; an answer to a question from before then is stale."""
+        while True:
+            if self.asking is None or (self.asking.done() and (monotonic() > self.ended + FRESH or self.begun < since)):
+                self.begun, self.answered = monotonic(), set()
+                self.asking = asyncio.get_running_loop().run_in_executor(self.asker, self.ask_all, self.answered)
+            asking, begun, answered = self.asking, self.begun, self.answered
+            # The look-up of a name may outlast the deadline. Whoever comes later is told the same, at the same time.
+            await asyncio.wait([asking], timeout=max(0.0, begun + PATIENCE - monotonic()))
+            if begun >= since or not asking.done():
+                return [name for name in self.urls if name not in answered]
 
     def ask_all(self, answered: set[str]) -> None:
         """Ask one database after the other, in the thread of its own, and log what has changed."""
         begun = monotonic()
-        reasons = []
+        reasons, hangs = [], False
         for number, (name, url) in enumerate(self.urls.items(), 1):
             try:
                 # One that hangs leaves its share of the time to the other.
@@ -91,10 +95,12 @@ class Databases:
                 answered.add(name)
             except (psycopg2.Error, OSError) as error:
                 reasons.append(f"{name}: {error!r}")
+                hangs = hangs or isinstance(error, TimeoutError)
         away = sorted(self.urls.keys() - answered)
         if away != self.said:
             logger.warning("Not ready. %s", "; ".join(reasons)) if away else logger.warning("Ready again.")
             self.said = away
+        self.hangs = hangs
         self.ended = monotonic()
 
 

@@ -13,6 +13,7 @@ import re
 import struct
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0, 600.0)
 # Seconds between the tries to read what the workers have counted.
 PAUSES = (0.01, 0.05, 0.25)
+# A thread of its own: the event loop's may all wait for a database.
+READER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="metrics")
 PARAMETER = re.compile(r"<(?:(?P<flask>\w+)(?:\([^)]*\))?:)?\w+>|\{\w+(?::(?P<fastapi>\w+))?\}")
 
 
@@ -149,7 +152,7 @@ def collected() -> tuple[bytes, str]:
 
 async def tell(send: Send) -> None:
     """Answer with it."""
-    body, kind = await asyncio.get_running_loop().run_in_executor(None, collected)
+    body, kind = await asyncio.get_running_loop().run_in_executor(READER, collected)
     headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": body})
