@@ -40,6 +40,15 @@ def environment(control: Control) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
+def environment_of_tasks(account: Account) -> dict[str, str]:
+    """The same of the tasks that the service runs."""
+    ecs = account.client("ecs")
+    (service,) = ecs.describe_services(cluster=f"mlflow-{STACK}", services=[f"mlflow-{STACK}"])["services"]
+    task = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
+    (container,) = task["containerDefinitions"]
+    return {variable["name"]: variable["value"] for variable in container["environment"]}
+
+
 def proxies(account: Account) -> list[dict[str, Any]]:
     return list(account.client("rds").describe_db_proxies()["DBProxies"])
 
@@ -84,12 +93,9 @@ def test_tasks_work_through_the_proxy(
     site(control, mlflow_topology="fargate", mlflow_database_proxy=True)
     proxy = works(control, account, logged, mlflow_python)
     assert instances(account, STACK) == []
-    ecs = account.client("ecs")
-    (service,) = ecs.describe_services(cluster=f"mlflow-{STACK}", services=[f"mlflow-{STACK}"])["services"]
-    task = ecs.describe_task_definition(taskDefinition=service["taskDefinition"])["taskDefinition"]
-    (container,) = task["containerDefinitions"]
-    said = {variable["name"]: variable["value"] for variable in container["environment"]}
+    said = environment_of_tasks(account)
     assert f"@{proxy['Endpoint']}:5432/mlflow" in said["_MLFLOW_SERVER_FILE_STORE"]
+    assert f"@{proxy['behind']}:5432/mlflow" in said["MLFLOW_DIRECT_TRACKING_URI"]
 
 
 def test_the_proxy_goes_when_it_is_not_asked_for(
@@ -101,6 +107,7 @@ def test_the_proxy_goes_when_it_is_not_asked_for(
     secrets = [secret["Name"] for secret in account.client("secretsmanager").list_secrets()["SecretList"]]
     assert f"mlflow-{STACK}-proxy" not in roles
     assert f"mlflow-{STACK}/proxy" not in secrets
+    assert "MLFLOW_DIRECT_TRACKING_URI" not in environment_of_tasks(account)
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
 
 

@@ -284,14 +284,19 @@ def test_a_request_waits_no_longer_for_many_connections_than_for_one() -> None:
         await Client(*BODY).ask(waiting)
         dialect = Dialect(databases)
 
-        def several() -> float:
+        def several() -> list[int]:
+            asked = []
             for _ in range(5):
                 with pytest.raises(psycopg2.OperationalError):
                     connecting(outage, dialect)()
-            return time.monotonic()
+                asked.append(databases.asked)
+            return asked
 
         begun = time.monotonic()
-        assert 0.5 <= await asyncio.to_thread(in_a_request(outage, several)) - begun < 1
+        asked = await asyncio.to_thread(in_a_request(outage, several))
+        assert time.monotonic() - begun >= 0.5
+        # The first one has waited for all of them.
+        assert asked[0] > 1 and set(asked) == {asked[0]}
         assert dialect.tried == 5
 
     scene(act, patience=0.5)
@@ -318,8 +323,8 @@ def test_a_database_that_answers_and_does_not_connect_is_given_up_too() -> None:
 # What a pool with one place does, which is taken: for a request in an outage, for one in none, and on the event loop.
 POOL = """
 import asyncio, contextvars, json, threading, time
-from pathlib import Path
 from types import SimpleNamespace
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 from mlflow_service import outages
@@ -328,7 +333,8 @@ connection = SimpleNamespace(close=lambda: None, rollback=lambda: None)
 pool = QueuePool(lambda: connection, pool_size=1, max_overflow=0, timeout=0.2)
 outage = outages.install(SimpleNamespace(said=[]))
 outage.patience = 30
-said = {}
+said = {"listens": [event.contains(Engine, "handle_error", outage.noticed),
+                    event.contains(Engine, "do_connect", outage.connect)]}
 
 def take(name, seconds):
     def taking():
@@ -370,6 +376,7 @@ def test_a_connection_of_a_pool_is_waited_for_too(release: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
+    assert said["listens"] == [True, True]
     assert (said["busy"][0], 0.2 <= said["busy"][1] < 5) == ("refused", True)
     assert (said["outage"][0], 1 <= said["outage"][1] < 5) == ("taken", True)
     assert (said["loop"][0], said["loop"][1] < 0.1) == ("refused", True)
