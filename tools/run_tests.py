@@ -170,7 +170,8 @@ def lint_checks() -> Iterator[Check]:
 def pytest_checks(name: str) -> Iterator[Check]:
     """Yield the pytest run of tests/<name>, if there are tests in it."""
     if tracked(f"tests/{name}/**test_*.py"):
-        yield Check(f"pytest tests/{name}", python("-m", "pytest", f"tests/{name}"), junit=True)
+        command = python("-m", "pytest", "--durations=25", "--durations-min=5", f"tests/{name}")
+        yield Check(f"pytest tests/{name}", command, junit=True)
 
 
 def sanity_checks() -> Iterator[Check]:
