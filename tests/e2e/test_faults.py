@@ -111,11 +111,9 @@ def test_a_quota_stops_the_run_and_the_next_one_continues(control: Control, gate
     environment = control.environment(AWS_ENDPOINT_URL=gate.url)
     assert message in control.playbook("playbooks/provision.yml", environment=environment).refused().text
     control.playbook("playbooks/provision.yml").succeeded()
-    again = control.playbook("playbooks/provision.yml").succeeded()
-    assert set(again.changed.values()) == {0}, again.output
 
 
-def test_throttled_calls_are_tried_again(control: Control, gate: Gate) -> None:
+def test_throttled_calls_are_tried_again_and_the_next_run_changes_nothing(control: Control, gate: Gate) -> None:
     """Every third call of EC2 is throttled, as a busy account does."""
 
     def throttle(action: str) -> tuple[int, str, str] | None:

@@ -235,13 +235,18 @@ def test_another_control_machine_continues(control: Control, account: Account, s
     )
 
 
-def test_hosts_are_prepared_while_the_database_is_not_available(control: Control, account: Account, site: Run) -> None:
+def test_hosts_are_prepared_while_the_database_is_not_available(
+    control: Control, account: Account, site: Run, tmp_path: Path
+) -> None:
     rds = account.client("rds")
     rds.stop_db_instance(DBInstanceIdentifier="mlflow-e2e")
+    log = tmp_path / "ansible.log"
     with ThreadPoolExecutor() as pool:
-        configuring = pool.submit(control.playbook, "playbooks/configure.yml")
-        # Long enough for the first plays to have seen it stopped.
-        time.sleep(20)
+        watched = control.environment(ANSIBLE_LOG_PATH=str(log))
+        configuring = pool.submit(control.playbook, "playbooks/configure.yml", environment=watched)
+        # It starts when the run has seen it stopped.
+        while not (log.exists() and "PLAY [Prepare the hosts" in log.read_text()) and configuring.running():
+            time.sleep(0.2)
         rds.start_db_instance(DBInstanceIdentifier="mlflow-e2e")
         run = configuring.result().succeeded()
     before, _, after = run.output.partition("wait | Wait until the database is available")
