@@ -399,10 +399,11 @@ def image(laboratory: Laboratory, registry: str) -> Image:
     said = json.loads(results.read_text())
     reference = said["image"]["reference"]
     size = laboratory.engine.images.get(reference).attrs["Size"]
-    # Those of former programs; what they share with this one stays.
-    for former in laboratory.engine.images.list(f"{registry}/{REPOSITORY}"):
+    # Those of former programs, here or in a registry that has ended; what they share with this one stays.
+    for former in laboratory.engine.images.list(filters={"reference": f"127.0.0.1:*/{REPOSITORY}"}):
         for tag in former.tags:
-            if tag != reference:
+            place = tag.partition("/")[0]
+            if tag != reference and (place == registry or not listens("127.0.0.1", int(place.partition(":")[2]))):
                 laboratory.engine.images.remove(tag)
     return Image(variables, played, reference, said["image"]["tag"], said["image"]["digest"], said["container"], size)
 
