@@ -1,4 +1,4 @@
-"""One fleet in the order of this file: an upgrade that fails, one that does not, hosts that break, and one fewer."""
+"""One fleet in the order of this file: upgrades that fail, are cut off and work, hosts that break, and one fewer."""
 
 from __future__ import annotations
 
@@ -62,6 +62,17 @@ def releases(control: Control) -> list[str]:
     return re.findall(r"/releases/([0-9.]+)-", said)
 
 
+def cut_off(control: Control, host: str, path: str) -> None:
+    """Have a host lose its connections for good as soon as a file or directory changes there."""
+    watch = f"systemd-run --path-property=PathChanged={path} sh -c"
+    control.on_host(
+        "ansible.builtin.command",
+        f"{watch} 'systemctl stop ssh.socket ssh.service; pkill ^sshd'",
+        "--limit",
+        host,
+    )
+
+
 def test_an_upgrade_that_fails_leaves_the_older_release_on_all_hosts(
     control: Control, account: Account, logged: dict[str, str], mlflow_python: Path
 ) -> None:
@@ -78,6 +89,20 @@ def test_an_upgrade_that_fails_leaves_the_older_release_on_all_hosts(
     assert client(control, mlflow_python, "read", logged["run_id"], logged["sha256"])["versions"] == 1
 
 
+def test_a_first_host_that_is_lost_leaves_the_others_stopped(
+    control: Control, account: Account, logged: dict[str, str]
+) -> None:
+    """It is lost with the backup begun: nobody knows how far it came, and Ansible runs no rescue for it."""
+    first, second = hosts(account)
+    cut_off(control, first, "/var/lib/mlflow/backups")
+    control.write(mlflow_server_version="3.17.2", mlflow_server_requirements_file="")
+    refused = control.playbook("site.yml", timeout=1800).refused()
+    assert re.search(rf"{first} +: .* unreachable=1 ", refused.output), refused.output[-6000:]
+    assert "PLAY [Lead the clients" not in refused.output
+    assert second not in healthy(account)
+    account.client("ec2").reboot_instances(InstanceIds=[first])
+
+
 def test_an_upgrade_keeps_the_data(control: Control, logged: dict[str, str], mlflow_python: Path) -> None:
     site(control, mlflow_server_requirements_file="")
     assert releases(control) == ["3.17.2", "3.17.2"]
@@ -87,9 +112,7 @@ def test_an_upgrade_keeps_the_data(control: Control, logged: dict[str, str], mlf
 def test_a_host_that_is_lost_meanwhile_is_missed(control: Control, account: Account, logged: dict[str, str]) -> None:
     """Both are changed at once, because it interrupts nothing; the second one loses its connection meanwhile."""
     _, second = hosts(account)
-    cut = "systemd-run --path-property=PathChanged=/etc/apt/apt.conf.d/52mlflow-server sh -c"
-    cut += " 'systemctl stop ssh.socket ssh.service; pkill ^sshd'"
-    control.on_host("ansible.builtin.command", cut, "--limit", second)
+    cut_off(control, second, "/etc/apt/apt.conf.d/52mlflow-server")
     control.write(mlflow_reboot_time="23:55")
     refused = control.playbook("playbooks/configure.yml", timeout=1800).refused()
     assert f"{second} did not come through, so clients are not led to the new servers" in refused.text
