@@ -245,7 +245,7 @@ def test_hosts_are_prepared_while_the_database_is_not_available(
         watched = control.environment(ANSIBLE_LOG_PATH=str(log))
         configuring = pool.submit(control.playbook, "playbooks/configure.yml", environment=watched)
         # It starts when the run has seen it stopped.
-        while not (log.exists() and "PLAY [Prepare the hosts" in log.read_text()) and configuring.running():
+        while not configuring.done() and not (log.exists() and "PLAY [Prepare the hosts" in log.read_text()):
             time.sleep(0.2)
         rds.start_db_instance(DBInstanceIdentifier="mlflow-e2e")
         run = configuring.result().succeeded()

@@ -39,8 +39,8 @@ def variables(directory: Path) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words if "=" in word)
 
 
-def eventually(condition: Callable[[], Found], seconds: float = 120.0) -> Found:
-    """Return what the condition says once it is true, or at last; a busy machine has time."""
+def eventually(condition: Callable[[], Found], seconds: float = 30.0) -> Found:
+    """Return what the condition says once it is true, or at last."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if found := condition():

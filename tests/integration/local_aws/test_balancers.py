@@ -108,8 +108,8 @@ class Account(RunningAccount):
         health = found["TargetHealthDescriptions"][0]["TargetHealth"]
         return health["State"], health.get("Reason")
 
-    def becomes(self, group: str, address: str, state: str, reason: str | None = None) -> bool:
-        return eventually(lambda: self.health(group, address) == (state, reason))
+    def becomes(self, group: str, address: str, state: str, reason: str | None = None, seconds: float = 30.0) -> bool:
+        return eventually(lambda: self.health(group, address) == (state, reason), seconds)
 
     def container(self, address: str) -> Any:
         return docker.from_env().containers.get(self.targets[address])
@@ -338,16 +338,16 @@ def test_an_unhealthy_target_gets_nothing_and_all_of_them_everything(account: Ac
     first, second = site.addresses
     try:
         account.tell(first, "/set/500")
-        assert account.becomes(site.group, first, "unhealthy", "Target.ResponseCodeMismatch")
-        assert eventually(lambda: set(answering(account, site)) == {second})
+        assert account.becomes(site.group, first, "unhealthy", "Target.ResponseCodeMismatch", 3 * INTERVAL)
+        assert eventually(lambda: set(answering(account, site)) == {second}, 5)
         account.tell(second, "/set/hang")
-        assert account.becomes(site.group, second, "unhealthy", "Target.Timeout")
-        assert eventually(lambda: set(answering(account, site)) == {first, second})
+        assert account.becomes(site.group, second, "unhealthy", "Target.Timeout", 3 * INTERVAL + 4)
+        assert eventually(lambda: set(answering(account, site)) == {first, second}, 5)
     finally:
         for address in site.addresses:
             account.tell(address, "/set/204")
     for address in site.addresses:
-        assert account.becomes(site.group, address, "healthy")
+        assert account.becomes(site.group, address, "healthy", None, 4 * INTERVAL)
 
 
 def test_a_target_that_dies_is_found_out(account: Account, site: Site) -> None:
@@ -355,11 +355,13 @@ def test_a_target_that_dies_is_found_out(account: Account, site: Site) -> None:
     account.container(first).kill()
     try:
         reasons = ("Target.FailedHealthChecks", "Target.Timeout")  # no host, or no answer to the question where it is
-        assert eventually(lambda: account.health(site.group, first) in [("unhealthy", reason) for reason in reasons])
-        assert eventually(lambda: set(answering(account, site)) == {second})
+        assert eventually(
+            lambda: account.health(site.group, first) in [("unhealthy", reason) for reason in reasons], 3 * INTERVAL
+        )
+        assert eventually(lambda: set(answering(account, site)) == {second}, 5)
     finally:
         account.container(first).start()
-    assert account.becomes(site.group, first, "healthy")
+    assert account.becomes(site.group, first, "healthy", None, 4 * INTERVAL)
 
 
 def test_a_deregistered_target_ends_what_it_has_and_gets_nothing_new(account: Account, site: Site) -> None:
@@ -384,8 +386,8 @@ def test_a_deregistered_target_ends_what_it_has_and_gets_nothing_new(account: Ac
             time.sleep(0.2)
         elbv2.deregister_targets(TargetGroupArn=site.group, Targets=[{"Id": first}])
         assert account.health(site.group, first) == ("draining", "Target.DeregistrationInProgress")
-        assert eventually(lambda: set(answering(account, site)) == {second})
-        assert account.becomes(site.group, first, "unused", "Target.NotRegistered")
+        assert eventually(lambda: set(answering(account, site)) == {second}, 3)
+        assert account.becomes(site.group, first, "unused", "Target.NotRegistered", 8)
         for thread in threads:
             thread.join()
         ended = {s: a.seen["address"] for s, a in slow.items() if isinstance(a, Answer) and a.status == 200}

@@ -65,7 +65,7 @@ class Account:
             VpcSubnetIds=self.subnets,
             RequireTLS=True,
         )
-        assert eventually(lambda: self.database()["DBInstanceStatus"] == "available")
+        assert eventually(lambda: self.database()["DBInstanceStatus"] == "available", 120)
         assert eventually(lambda: self.proxy()["Status"] == "available", 240)
         self.rds.modify_db_proxy_target_group(
             DBProxyName=NAME,
@@ -120,10 +120,10 @@ def ask(connection: Any, statement: str) -> Any:
 
 
 def test_a_login_that_is_not_there_yet_is_told_and_then_found(account: Account) -> None:
-    assert eventually(lambda: account.health().get("Reason") == "AUTH_FAILURE")
+    assert eventually(lambda: account.health().get("Reason") == "AUTH_FAILURE", 30)
     with closing(account.direct()) as master:
         ask(master, f"CREATE ROLE mlflow LOGIN PASSWORD '{SERVER}'")
-    assert eventually(lambda: account.health()["State"] == "AVAILABLE")
+    assert eventually(lambda: account.health()["State"] == "AVAILABLE", 30)
 
 
 def test_it_is_known_by_its_name_and_takes_tls_only(account: Account) -> None:
@@ -194,7 +194,7 @@ def test_it_follows_the_percentage_and_borrowing_ends(account: Account) -> None:
                 return 1 < time.monotonic() - started < 6
         return False
 
-    assert eventually(only_one)
+    assert eventually(only_one, 30)
     config = {"MaxConnectionsPercent": PERCENT, "ConnectionBorrowTimeout": 5}
     account.rds.modify_db_proxy_target_group(DBProxyName=NAME, TargetGroupName="default", ConnectionPoolConfig=config)
 
@@ -204,8 +204,8 @@ def test_it_follows_the_database_through_a_reboot(account: Account) -> None:
     with closing(account.pooled(address)) as link:
         before = ask(link, "SELECT pg_postmaster_start_time()")
         account.rds.reboot_db_instance(DBInstanceIdentifier=DATABASE)
-        assert eventually(lambda: account.database()["DBInstanceStatus"] == "available")
-        assert eventually(lambda: account.health()["State"] == "AVAILABLE")
+        assert eventually(lambda: account.database()["DBInstanceStatus"] == "available", 60)
+        assert eventually(lambda: account.health()["State"] == "AVAILABLE", 30)
 
         def answers() -> bool:
             try:
@@ -214,7 +214,7 @@ def test_it_follows_the_database_through_a_reboot(account: Account) -> None:
                 return False
 
         # the client's own connection has outlived the database's
-        assert eventually(answers)
+        assert eventually(answers, 30)
 
 
 def test_it_follows_the_secret(account: Account) -> None:
@@ -230,7 +230,7 @@ def test_it_follows_the_secret(account: Account) -> None:
         except psycopg2.OperationalError:
             return False
 
-    assert eventually(answers)
+    assert eventually(answers, 30)
     with pytest.raises(psycopg2.OperationalError, match="authentication failed"):
         account.pooled()
 
@@ -247,4 +247,4 @@ def test_it_goes_away(account: Account) -> None:
     with pytest.raises(ClientError, match="DBProxyNotFoundFault"):
         account.proxy()
     labels: dict[str, str | list[str] | bool] = {"label": f"local_aws.database_proxy={NAME}"}
-    assert eventually(lambda: not docker.from_env().containers.list(all=True, filters=labels))
+    assert eventually(lambda: not docker.from_env().containers.list(all=True, filters=labels), 30)

@@ -352,7 +352,7 @@ def watched(port: int) -> bool:
     return any(thread.name == f"health-127.0.0.1-{port}" for thread in threading.enumerate())
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
